@@ -1,0 +1,119 @@
+//! Homomorphic operations of the lowered stages: the circuit's instructions, over the reals.
+//!
+//! A homomorphic node is a flat vector of elements. `Encrypt`, `Linear`, `Pbs` and `LutProduct`
+//! produce LWE ciphertexts under the big key; `Keyswitch` the same values under the small key;
+//! `Pack` GLWEs. Operands are gathered by [`Address`].
+
+use std::sync::Arc;
+
+use crate::UnaryChain;
+
+/// Element `index` of operand number `port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// Operand number.
+    pub port: u32,
+    /// Element.
+    pub index: u32,
+}
+
+impl Address {
+    /// No operand: weight zero, empty slot.
+    pub const ABSENT: Self = Self { port: u32::MAX, index: u32::MAX };
+}
+
+/// A real affine map on gathered elements: `y[g·M + m] = Σ_k W[set[g]][m][k]·x[gather[g·K + k]] + bias[g·M + m]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeLinear {
+    /// M.
+    pub outputs: usize,
+    /// K.
+    pub operands: usize,
+    /// G·K addresses.
+    pub gather: Vec<Address>,
+    /// Weight set of each of the G groups.
+    pub set: Vec<u32>,
+    /// S·M·K real weights.
+    pub weights: Vec<f64>,
+    /// G·M.
+    pub bias: Vec<f64>,
+}
+
+/// What an element is going to be used for, which decides the torus interval that its encoding must fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Argument of a look-up, or of a product with `positions` positions to a box.
+    Argument {
+        /// N for `pbs`, B for `lut-product`.
+        positions: usize,
+    },
+    /// Packed operand of a product: encoded with offset 0.
+    Packed,
+    /// Decrypted by the client.
+    Output,
+}
+
+/// A homomorphic operation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeOp {
+    /// Encrypts the one operand (an input of the model) element by element.
+    Encrypt,
+    /// An affine map, made for one purpose.
+    Linear {
+        /// The map.
+        map: Arc<HeLinear>,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// Keyswitch of gathered elements, to be looked up with `positions` positions.
+    Keyswitch {
+        /// Which elements.
+        gather: Arc<Vec<Address>>,
+        /// N for `pbs`, B for `lut-product`.
+        positions: usize,
+    },
+    /// Programmable bootstrap of each element of the one operand, a keyswitch.
+    Pbs {
+        /// The function.
+        chain: UnaryChain,
+    },
+    /// Packs gathered elements, `slots` to a GLWE.
+    Pack {
+        /// Which elements, `slots` for each GLWE; [`Address::ABSENT`] for empty slots.
+        gather: Arc<Vec<Address>>,
+        /// m.
+        slots: usize,
+    },
+    /// Operands: a keyswitch and a pack. `y[i·m + j] = chain(ks[argument[i]])·pack[accumulator[i]·m + j]`.
+    LutProduct {
+        /// The function of the rotating operand.
+        chain: UnaryChain,
+        /// Elements of the keyswitch.
+        argument: Arc<Vec<u32>>,
+        /// GLWEs of the pack.
+        accumulator: Arc<Vec<u32>>,
+        /// m.
+        slots: usize,
+    },
+    /// Gathers the elements that the client decrypts.
+    Decrypt {
+        /// Which elements.
+        gather: Arc<Vec<Address>>,
+    },
+}
+
+impl HeOp {
+    /// Kebab-case name.
+    #[must_use]
+    pub fn mnemonic(&self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Linear { .. } => "he-linear",
+            Self::Keyswitch { .. } => "keyswitch",
+            Self::Pbs { .. } => "pbs",
+            Self::Pack { .. } => "pack",
+            Self::LutProduct { .. } => "lut-product",
+            Self::Decrypt { .. } => "decrypt",
+        }
+    }
+}

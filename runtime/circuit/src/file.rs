@@ -1,0 +1,396 @@
+//! The container that circuits and client bundles travel in: a safetensors file whose metadata holds one JSON
+//! manifest, next to the binary tensors that the manifest leaves out.
+//!
+//! The manifest starts with the kind and the format version. The *digest* of a circuit is the SHA-256 of its
+//! bytes, so the same circuit has the same digest on every machine. Writing is atomic: a temporary file in
+//! the same folder, then a rename.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::{ArrayD, IxDyn};
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::bundle::ClientBundle;
+use crate::clear::{ClearGraph, Tensor};
+use crate::error::{CircuitError, Result};
+use crate::instruction::{ABSENT, Block, Circuit, Instruction};
+
+/// Version of both formats. Readers refuse any other.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// No file larger than this is read into memory.
+const MAX_FILE_BYTES: u64 = 8 << 30;
+
+#[derive(Serialize, Deserialize)]
+struct Manifest<T> {
+    kind: String,
+    version: u32,
+    body: T,
+}
+
+struct Blob {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for &Blob {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+macro_rules! blob_of {
+    ($name:ident, $from:ident, $ty:ty, $dtype:expr) => {
+        fn $name(values: &[$ty]) -> Blob {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            Blob { dtype: $dtype, shape: vec![values.len()], bytes }
+        }
+        fn $from(tensors: &SafeTensors<'_>, name: &str) -> std::result::Result<Vec<$ty>, String> {
+            let view = tensors.tensor(name).map_err(|_| format!("tensor `{name}` is missing"))?;
+            if view.dtype() != $dtype {
+                return Err(format!("tensor `{name}` has the wrong type"));
+            }
+            let size = std::mem::size_of::<$ty>();
+            Ok(view
+                .data()
+                .chunks_exact(size)
+                .map(|c| <$ty>::from_le_bytes(c.try_into().unwrap_or_default()))
+                .collect())
+        }
+    };
+}
+blob_of!(blob_u32, read_u32, u32, Dtype::U32);
+blob_of!(blob_i32, read_i32, i32, Dtype::I32);
+blob_of!(blob_u64, read_u64, u64, Dtype::U64);
+
+fn serialize<T: Serialize>(kind: &str, body: &T, blobs: &BTreeMap<String, Blob>) -> std::result::Result<Vec<u8>, String> {
+    let manifest = Manifest { kind: kind.to_owned(), version: FORMAT_VERSION, body };
+    let text = serde_json::to_string(&manifest).map_err(|e| e.to_string())?;
+    let metadata = HashMap::from([("thex".to_owned(), text)]);
+    safetensors::serialize(blobs.iter(), Some(metadata)).map_err(|e| e.to_string())
+}
+
+fn manifest<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> std::result::Result<T, String> {
+    #[derive(Deserialize)]
+    struct Head {
+        kind: String,
+        version: u32,
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|e| format!("it is truncated or no thex file ({e:?})"))?;
+    let text = metadata.metadata().as_ref().and_then(|m| m.get("thex"));
+    let text = text.ok_or("it is a safetensors file, but not one of thex")?;
+    let head: Head = serde_json::from_str(text).map_err(|e| format!("its manifest is damaged: {e}"))?;
+    if head.kind != kind {
+        return Err(format!("it is a {}, not a {kind}", head.kind));
+    }
+    if head.version != FORMAT_VERSION {
+        return Err(format!(
+            "its format has version {}; this program reads version {FORMAT_VERSION}: compile the model again",
+            head.version
+        ));
+    }
+    let full: Manifest<T> = serde_json::from_str(text).map_err(|e| format!("its manifest is damaged: {e}"))?;
+    Ok(full.body)
+}
+
+/// SHA-256 of bytes, in hex.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Reads a file that is at most `limit` bytes long.
+///
+/// # Errors
+/// [`CircuitError::Io`] with the path and the reason.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let io = |source| CircuitError::Io { action: "read", path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        return Err(io(std::io::Error::other("it is not a file")));
+    }
+    if metadata.len() > limit {
+        return Err(io(std::io::Error::other(format!("it has {} bytes, more than {limit}", metadata.len()))));
+    }
+    std::fs::read(path).map_err(io)
+}
+
+/// Writes a file whole or not at all; `private` gives it mode 0600.
+///
+/// # Errors
+/// [`CircuitError::Io`] with the path and the reason.
+pub fn write_atomic(path: &Path, bytes: &[u8], private: bool) -> Result<()> {
+    let io = |source| CircuitError::Io { action: "write", path: path.to_owned(), source };
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".thex-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = if private { 0o600 } else { 0o644 };
+        builder.permissions(std::fs::Permissions::from_mode(mode));
+    }
+    let mut file = builder.tempfile_in(folder).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+impl Circuit {
+    /// The bytes of the circuit file.
+    ///
+    /// # Errors
+    /// [`CircuitError::Malformed`] if the circuit cannot be represented.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut blobs = BTreeMap::new();
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            let mut put = |field: &str, blob: Blob| {
+                blobs.insert(format!("{i:06}.{field}"), blob);
+            };
+            match instruction {
+                Instruction::Linear(x) => {
+                    put("gather", blob_u32(&x.gather));
+                    put("set", blob_u32(&x.set));
+                    put("weights", blob_i32(&x.weights));
+                    put("bias", blob_u64(&x.bias));
+                }
+                Instruction::Keyswitch(x) => put("gather", blob_u32(&x.gather)),
+                Instruction::Pbs(x) => {
+                    put("argument", blob_u32(&x.argument));
+                    put("table_of", blob_u32(&x.table_of));
+                    put("tables", blob_i32(&x.tables));
+                }
+                Instruction::Pack(x) => put("gather", blob_u32(&x.gather)),
+                Instruction::LutProduct(x) => {
+                    put("argument", blob_u32(&x.argument));
+                    put("accumulator", blob_u32(&x.accumulator));
+                    put("table_of", blob_u32(&x.table_of));
+                    put("tables", blob_i32(&x.tables));
+                }
+            }
+        }
+        serialize("circuit", self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
+    }
+
+    /// Reads and checks a circuit; also returns its digest.
+    ///
+    /// # Errors
+    /// [`CircuitError`] that names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<(Self, String)> {
+        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let circuit = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "circuit", reason))?;
+        circuit.parameters.check()?;
+        Ok((circuit, digest(&bytes)))
+    }
+
+    fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let mut circuit: Self = manifest(bytes, "circuit")?;
+        let tensors = SafeTensors::deserialize(bytes)
+            .map_err(|e| format!("it is truncated or damaged ({e:?}): copy or compile it again"))?;
+        for (i, instruction) in circuit.instructions.iter_mut().enumerate() {
+            let name = |field: &str| format!("{i:06}.{field}");
+            match instruction {
+                Instruction::Linear(x) => {
+                    x.gather = read_u32(&tensors, &name("gather"))?;
+                    x.set = read_u32(&tensors, &name("set"))?;
+                    x.weights = read_i32(&tensors, &name("weights"))?;
+                    x.bias = read_u64(&tensors, &name("bias"))?;
+                }
+                Instruction::Keyswitch(x) => x.gather = read_u32(&tensors, &name("gather"))?,
+                Instruction::Pbs(x) => {
+                    x.argument = read_u32(&tensors, &name("argument"))?;
+                    x.table_of = read_u32(&tensors, &name("table_of"))?;
+                    x.tables = read_i32(&tensors, &name("tables"))?;
+                }
+                Instruction::Pack(x) => x.gather = read_u32(&tensors, &name("gather"))?,
+                Instruction::LutProduct(x) => {
+                    x.argument = read_u32(&tensors, &name("argument"))?;
+                    x.accumulator = read_u32(&tensors, &name("accumulator"))?;
+                    x.table_of = read_u32(&tensors, &name("table_of"))?;
+                    x.tables = read_i32(&tensors, &name("tables"))?;
+                }
+            }
+        }
+        circuit.verify()?;
+        Ok(circuit)
+    }
+
+    /// Checks every address, length and order, so that an executor need not: blocks follow one another in each
+    /// memory, operands are written before they are read, tables and weights have the lengths that go with them.
+    ///
+    /// # Errors
+    /// A sentence that says which instruction is wrong.
+    pub fn verify(&self) -> std::result::Result<(), String> {
+        let (mut lwe, mut small, mut glwe) = (0_u32, 0_u32, 0_u32);
+        for (name, block) in &self.inputs {
+            extend(&mut lwe, block).ok_or_else(|| format!("input `{name}` is not where it should be"))?;
+        }
+        if self.provenance.len() != self.instructions.len() {
+            return Err("it has not one provenance for each instruction".into());
+        }
+        let size = self.parameters.polynomial_size.0;
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            let ok = match instruction {
+                Instruction::Linear(x) => linear_ok(x, lwe) && extend(&mut lwe, &x.dst).is_some(),
+                Instruction::Keyswitch(x) => {
+                    below(&x.gather, lwe, false)
+                        && x.gather.len() == x.dst.len as usize
+                        && x.domain as usize <= size
+                        && extend(&mut small, &x.dst).is_some()
+                }
+                Instruction::Pbs(x) => {
+                    below(&x.argument, small, false)
+                        && x.argument.len() == x.dst.len as usize
+                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), size)
+                        && extend(&mut lwe, &x.dst).is_some()
+                }
+                Instruction::Pack(x) => {
+                    let (slots, stride) = (x.slots as usize, x.stride as usize);
+                    slots.checked_mul(stride).is_some_and(|p| p > 0 && p <= size)
+                        && below(&x.gather, lwe, true)
+                        && x.gather.len() == slots * x.dst.len as usize
+                        && extend(&mut glwe, &x.dst).is_some()
+                }
+                Instruction::LutProduct(x) => {
+                    let (slots, stride) = (x.slots as usize, x.stride as usize);
+                    slots.checked_mul(stride).is_some_and(|p| p > 0 && p <= size)
+                        && below(&x.argument, small, false)
+                        && below(&x.accumulator, glwe, false)
+                        && x.argument.len() == x.accumulator.len()
+                        && x.argument.len() * slots == x.dst.len as usize
+                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), stride)
+                        && extend(&mut lwe, &x.dst).is_some()
+                }
+            };
+            if !ok {
+                return Err(format!("instruction {i} ({}) is inconsistent", instruction.mnemonic()));
+            }
+        }
+        for (name, addresses) in &self.outputs {
+            if !below(addresses, lwe, false) {
+                return Err(format!("output `{name}` refers to ciphertexts that nothing computes"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn extend(end: &mut u32, block: &Block) -> Option<()> {
+    if block.start != *end {
+        return None;
+    }
+    *end = block.start.checked_add(block.len)?;
+    Some(())
+}
+
+fn below(addresses: &[u32], end: u32, absent_allowed: bool) -> bool {
+    addresses.iter().all(|&a| a < end || (absent_allowed && a == ABSENT))
+}
+
+fn tables_ok(table_of: &[u32], elements: usize, entries: usize, entries_of_one: usize) -> bool {
+    let tables = entries / entries_of_one.max(1);
+    table_of.len() == elements
+        && entries == tables * entries_of_one
+        && table_of.iter().all(|&t| (t as usize) < tables)
+}
+
+fn linear_ok(x: &crate::instruction::Linear, lwe: u32) -> bool {
+    let (outputs, operands, groups) = (x.outputs as usize, x.operands as usize, x.set.len());
+    let Some(per_set) = outputs.checked_mul(operands) else { return false };
+    let sets = if per_set == 0 { usize::MAX } else { x.weights.len() / per_set };
+    outputs > 0
+        && Some(x.dst.len as usize) == groups.checked_mul(outputs)
+        && Some(x.gather.len()) == groups.checked_mul(operands)
+        && x.bias.len() == x.dst.len as usize
+        && (per_set == 0 || x.weights.len() == sets * per_set)
+        && x.set.iter().all(|&s| (s as usize) < sets)
+        && below(&x.gather, lwe, true)
+}
+
+fn malformed(path: &Path, kind: &'static str, reason: String) -> CircuitError {
+    CircuitError::Malformed { path: path.to_owned(), kind, reason }
+}
+
+fn put_constants(blobs: &mut BTreeMap<String, Blob>, prefix: &str, graph: &ClearGraph) {
+    for (i, constant) in graph.constants.iter().enumerate() {
+        let bytes = constant.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let blob = Blob { dtype: Dtype::F64, shape: constant.shape().to_vec(), bytes };
+        blobs.insert(format!("{prefix}.{i:06}"), blob);
+    }
+}
+
+fn take_constants(tensors: &SafeTensors<'_>, prefix: &str) -> std::result::Result<Vec<Arc<Tensor>>, String> {
+    let mut constants = Vec::new();
+    while let Ok(view) = tensors.tensor(&format!("{prefix}.{:06}", constants.len())) {
+        let values: Vec<f64> = view
+            .data()
+            .chunks_exact(8)
+            .map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default()))
+            .collect();
+        let tensor = ArrayD::from_shape_vec(IxDyn(view.shape()), values);
+        constants.push(Arc::new(tensor.map_err(|e| e.to_string())?));
+    }
+    Ok(constants)
+}
+
+impl ClientBundle {
+    /// The bytes of the bundle file.
+    ///
+    /// # Errors
+    /// [`CircuitError::Malformed`] if the bundle cannot be represented.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut blobs = BTreeMap::new();
+        put_constants(&mut blobs, "prologue", &self.prologue);
+        put_constants(&mut blobs, "epilogue", &self.epilogue);
+        serialize("client bundle", self, &blobs)
+            .map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
+    }
+
+    /// Reads and checks a client bundle.
+    ///
+    /// # Errors
+    /// [`CircuitError`] that names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let bundle = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "client bundle", reason))?;
+        bundle.parameters.check()?;
+        Ok(bundle)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let mut bundle: Self = manifest(bytes, "client bundle")?;
+        let tensors = SafeTensors::deserialize(bytes)
+            .map_err(|e| format!("it is truncated or damaged ({e:?}): copy or compile it again"))?;
+        bundle.prologue.constants = take_constants(&tensors, "prologue")?;
+        bundle.epilogue.constants = take_constants(&tensors, "epilogue")?;
+        for port in bundle.inputs.iter().chain(&bundle.outputs) {
+            let elements = port.shape.iter().try_fold(1_usize, |a, &b| a.checked_mul(b));
+            if elements != Some(port.encodings.len()) {
+                return Err(format!("port `{}` has not one encoding for each element", port.name));
+            }
+        }
+        Ok(bundle)
+    }
+}

@@ -1,0 +1,170 @@
+//! Cryptographic parameters: one set for a circuit.
+//!
+//! Every LWE ciphertext of a circuit lives under the *big* key, the flattening of the GLWE key, of
+//! dimension `k·N`. A keyswitch brings it to the *small* key of dimension `n`, whose binary key the
+//! bootstrap key encrypts. All moduli are 2^64. Noises are not free: they are the least Gaussian noise
+//! that tfhe's own curve (`minimal_lwe_variance_for_132_bits_security_gaussian`, fitted to the lattice
+//! estimator at 132 bits) asks for at the dimension, so a parameter set cannot state a weaker one.
+
+use serde::{Deserialize, Serialize};
+use tfhe::core_crypto::commons::noise_formulas::secure_noise::minimal_lwe_variance_for_132_bits_security_gaussian;
+use tfhe::core_crypto::prelude::{
+    CiphertextModulus, DecompositionBaseLog, DecompositionLevelCount, GlweDimension, LweDimension,
+    PolynomialSize, Variance,
+};
+
+use crate::error::{CircuitError, Result};
+
+/// 2^64 as a float, the modulus that the noise formulas take.
+pub const MODULUS_F64: f64 = 18_446_744_073_709_551_616.0;
+
+/// The security level of tfhe's noise curve, in bits.
+pub const SECURITY_BITS: u32 = 132;
+
+/// The dimensions over which tfhe's curve was fitted and that thex accepts. Outside, it is an
+/// extrapolation, and a circuit is refused.
+const SMALL_DIMENSIONS: std::ops::RangeInclusive<usize> = 600..=1200;
+const BIG_DIMENSIONS: std::ops::RangeInclusive<usize> = 1600..=8192;
+
+/// Base (log2) and levels of a gadget decomposition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decomposition {
+    /// log2 of the base.
+    pub base_log: DecompositionBaseLog,
+    /// Number of levels.
+    pub level: DecompositionLevelCount,
+}
+
+impl Decomposition {
+    /// A decomposition in `level` digits of `base_log` bits.
+    #[must_use]
+    pub fn new(base_log: usize, level: usize) -> Self {
+        Self {
+            base_log: DecompositionBaseLog(base_log),
+            level: DecompositionLevelCount(level),
+        }
+    }
+}
+
+/// One set of TFHE parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// n: dimension of the small key.
+    pub lwe_dimension: LweDimension,
+    /// k: number of mask polynomials of a GLWE.
+    pub glwe_dimension: GlweDimension,
+    /// N: coefficients of a polynomial.
+    pub polynomial_size: PolynomialSize,
+    /// Keyswitch big → small.
+    pub keyswitch: Decomposition,
+    /// Blind rotation.
+    pub bootstrap: Decomposition,
+    /// Packing keyswitch, LWE under the big key → GLWE.
+    pub packing: Decomposition,
+}
+
+impl Parameters {
+    /// The set used where nothing else is asked for: n = 850, k = 1, N = 2048, two bootstrap levels.
+    ///
+    /// Chosen in the measurements that the design starts from: LUT arguments keep about 8.2 bits of
+    /// the half torus, outputs 22 bits, so linear maps between look-ups may gain about 2^12.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self {
+            lwe_dimension: LweDimension(850),
+            glwe_dimension: GlweDimension(1),
+            polynomial_size: PolynomialSize(2048),
+            keyswitch: Decomposition::new(3, 5),
+            bootstrap: Decomposition::new(15, 2),
+            packing: Decomposition::new(12, 3),
+        }
+    }
+
+    /// Dimension k·N of the big key.
+    #[must_use]
+    pub fn big_lwe_dimension(&self) -> LweDimension {
+        self.glwe_dimension
+            .to_equivalent_lwe_dimension(self.polynomial_size)
+    }
+
+    /// Words of one LWE ciphertext under the big key.
+    #[must_use]
+    pub fn big_lwe_size(&self) -> usize {
+        self.big_lwe_dimension().to_lwe_size().0
+    }
+
+    /// Words of one GLWE ciphertext.
+    #[must_use]
+    pub fn glwe_words(&self) -> usize {
+        (self.glwe_dimension.0 + 1) * self.polynomial_size.0
+    }
+
+    /// Number of positions of a blind rotation, 2N.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        2 * self.polynomial_size.0
+    }
+
+    /// Noise of a fresh encryption under the small key.
+    #[must_use]
+    pub fn small_noise(&self) -> Variance {
+        minimal_lwe_variance_for_132_bits_security_gaussian(self.lwe_dimension, MODULUS_F64)
+    }
+
+    /// Noise of a fresh encryption under the big key (LWE or GLWE).
+    #[must_use]
+    pub fn big_noise(&self) -> Variance {
+        minimal_lwe_variance_for_132_bits_security_gaussian(self.big_lwe_dimension(), MODULUS_F64)
+    }
+
+    /// The ciphertext modulus, 2^64.
+    #[must_use]
+    pub fn ciphertext_modulus(&self) -> CiphertextModulus<u64> {
+        CiphertextModulus::new_native()
+    }
+
+    /// Bytes of a seeded server key: bodies only, masks from a seed.
+    #[must_use]
+    pub fn seeded_server_key_bytes(&self) -> u64 {
+        let n = self.lwe_dimension.0 as u64;
+        let big = self.big_lwe_dimension().0 as u64;
+        let poly = self.polynomial_size.0 as u64;
+        let glwe = self.glwe_dimension.0 as u64 + 1;
+        let ksk = big * self.keyswitch.level.0 as u64;
+        let bsk = n * self.bootstrap.level.0 as u64 * glwe * poly;
+        let pksk = big * self.packing.level.0 as u64 * poly;
+        8 * (ksk + bsk + pksk)
+    }
+
+    /// Refuses parameters for which the security curve was not fitted, or that tfhe cannot run.
+    ///
+    /// # Errors
+    /// [`CircuitError::Parameters`] names the offending quantity and its bounds.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(CircuitError::Parameters(what));
+        let n = self.lwe_dimension.0;
+        if !SMALL_DIMENSIONS.contains(&n) {
+            return refuse(format!(
+                "small LWE dimension {n} lies outside {SMALL_DIMENSIONS:?}, where the 128-bit noise curve holds"
+            ));
+        }
+        let (k, size) = (self.glwe_dimension.0, self.polynomial_size.0);
+        let power_of_two = size.is_power_of_two() && (512..=8192).contains(&size);
+        if !power_of_two || k == 0 || k > 8 || !BIG_DIMENSIONS.contains(&(k * size)) {
+            return refuse(format!(
+                "GLWE dimension {k} with polynomial size {size}: k·N must lie in {BIG_DIMENSIONS:?} and N be a power of two"
+            ));
+        }
+        for (name, d) in [
+            ("keyswitch", self.keyswitch),
+            ("bootstrap", self.bootstrap),
+            ("packing", self.packing),
+        ] {
+            let (base, level) = (d.base_log.0, d.level.0);
+            if base == 0 || level == 0 || base.saturating_mul(level) > 63 {
+                return refuse(format!("{name} decomposition 2^{base} × {level} is not within 1..=63 bits"));
+            }
+        }
+        Ok(())
+    }
+}
