@@ -1,0 +1,29 @@
+//! The runtime of thex: runs circuits on ciphertexts, and simulates them without.
+//!
+//! * [`keys`]: client and server keys, their files;
+//! * [`client`]: values → ciphertexts → values;
+//! * [`executor`]: the circuit on ciphertexts, without any secret;
+//! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
+//! * [`calibrate`]: how long each kernel takes on this machine;
+//! * [`commands`]: the four commands of the `thex-runtime` program, for `thex` to reuse.
+//!
+//! **Invariant:** this crate knows no ONNX, no IR and no pass.
+
+pub mod ciphertext;
+pub mod client;
+mod container;
+pub mod error;
+pub mod executor;
+mod kernels;
+pub mod keys;
+pub mod progress;
+
+pub use ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
+pub use container::check_writable;
+pub use error::{ErrorKind, Result, RuntimeError};
+pub use executor::{Backend, CpuBackend, Executor};
+pub use keys::{ClientKey, ExpandedServerKey, KeyInfo, ServerKey};
+pub use progress::Progress;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! Errors of the runtime, sorted by who can mend them.
+
+use std::path::PathBuf;
+
+use thex_circuit::CircuitError;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// A circuit, bundle or parameter set is at fault.
+    #[error(transparent)]
+    Circuit(#[from] CircuitError),
+    /// The data to encrypt is not what the model takes.
+    #[error("{0}")]
+    Input(String),
+    /// Two things that must belong together do not.
+    #[error("{left} and {right} do not belong together: {reason}")]
+    Mismatch {
+        /// One of them.
+        left: String,
+        /// The other.
+        right: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A file cannot be read, or holds something else.
+    #[error("`{path}` is not a usable {kind}: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// "server key", "ciphertext", ...
+        kind: &'static str,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} `{path}`: {source}")]
+    Io {
+        /// What was tried: "read", "write to".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A bug of this program.
+    #[error("internal error (a bug of thex, not of your model or data): {0}")]
+    Internal(String),
+}
+
+/// Kinds of failure; each has its own exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A file or value given by the user is not usable.
+    InvalidInput,
+    /// What is asked for cannot be done.
+    Unsupported,
+    /// A bug.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Exit status of the program. 2 is left to the command line's own errors.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::InvalidInput => 3,
+            Self::Unsupported => 4,
+            Self::Internal => 70,
+        }
+    }
+}
+
+impl RuntimeError {
+    /// Whose turn it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Circuit(CircuitError::Parameters(_)) => ErrorKind::Unsupported,
+            Self::Internal(_) => ErrorKind::Internal,
+            Self::Circuit(_) | Self::Input(_) | Self::Mismatch { .. } | Self::Malformed { .. } | Self::Io { .. } => {
+                ErrorKind::InvalidInput
+            }
+        }
+    }
+}
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, RuntimeError>;

@@ -1,0 +1,402 @@
+//! Client and server keys: generation, files, and the expanded form that the kernels use.
+//!
+//! A pair of keys has a random id, and is bound to the circuit (by digest) that it was generated for.
+//! Secret keys are uniform binary; all noise is Gaussian with the variance that the parameters' security
+//! curve asks for. On disk the server key is *seeded* (masks from a seed, 160 MB); in memory it is expanded
+//! and laid out for the kernels (380 MB).
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tfhe::core_crypto::commons::generators::DeterministicSeeder;
+use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
+use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
+use tfhe::core_crypto::prelude::*;
+use thex_circuit::{ClientBundle, Parameters};
+
+use crate::container::{contradiction, read, write, wrong_size};
+use crate::error::{Result, RuntimeError};
+use crate::kernels::matrix::TiledMatrix;
+
+const CLIENT_KEY: &str = "client key";
+const SERVER_KEY: &str = "server key";
+
+/// What a pair of keys says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// Random identity of the pair, 128 bits in hex.
+    pub id: String,
+    /// Digest of the circuit that the pair was generated for.
+    pub circuit: String,
+    /// Parameters of the pair.
+    pub parameters: Parameters,
+}
+
+/// The secret keys. Whoever has them reads every ciphertext.
+pub struct ClientKey {
+    /// Identity and parameters.
+    pub info: KeyInfo,
+    small: LweSecretKeyOwned<u64>,
+    glwe: GlweSecretKeyOwned<u64>,
+}
+
+/// The evaluation keys, seeded: what a server needs, and nothing that decrypts.
+pub struct ServerKey {
+    /// Identity and parameters.
+    pub info: KeyInfo,
+    seeds: Seeds,
+    keyswitch: SeededLweKeyswitchKeyOwned<u64>,
+    bootstrap: SeededLweBootstrapKeyOwned<u64>,
+    packing: SeededLwePackingKeyswitchKeyOwned<u64>,
+}
+
+/// The evaluation keys as the kernels want them.
+pub struct ExpandedServerKey {
+    /// Identity and parameters.
+    pub info: KeyInfo,
+    pub(crate) keyswitch: TiledMatrix,
+    pub(crate) bootstrap: FourierLweBootstrapKeyOwned,
+    pub(crate) packing: TiledMatrix,
+}
+
+/// Public seeds of the masks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seeds {
+    keyswitch: String,
+    bootstrap: String,
+    packing: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ServerBody {
+    info: KeyInfo,
+    seeds: Seeds,
+}
+
+/// Where randomness comes from.
+///
+/// `seed` makes keys reproducible and therefore **worthless as secrets**: for tests only. Without it, tfhe's
+/// seeder asks the processor or the operating system.
+fn seeder(seed: Option<u128>) -> Box<dyn Seeder> {
+    match seed {
+        Some(seed) => Box::new(DeterministicSeeder::<DefaultRandomGenerator>::new(Seed(seed))),
+        None => new_seeder(),
+    }
+}
+
+pub(crate) fn seed_to_hex(seed: Seed) -> String {
+    format!("{:032x}", seed.0)
+}
+
+pub(crate) fn seed_from_hex(hex: &str) -> Option<CompressionSeed> {
+    (hex.len() == 32).then(|| u128::from_str_radix(hex, 16).ok()).flatten().map(|s| Seed(s).into())
+}
+
+fn gaussian(variance: Variance) -> DynamicDistribution<u64> {
+    DynamicDistribution::new_gaussian(variance)
+}
+
+/// Noise of fresh encryptions under the big key.
+pub(crate) fn big_noise(parameters: &Parameters) -> DynamicDistribution<u64> {
+    gaussian(parameters.big_noise())
+}
+
+/// Generates a pair of keys for the circuit of `bundle`.
+///
+/// With `seed`, keys are reproducible and **offer no security**: only for tests.
+///
+/// # Errors
+/// The bundle's parameters are refused.
+pub fn generate(bundle: &ClientBundle, seed: Option<u128>) -> Result<(ClientKey, ServerKey)> {
+    bundle.parameters.check()?;
+    let mut seeder = seeder(seed);
+    let seeder = seeder.as_mut();
+    let info = KeyInfo {
+        id: seed_to_hex(seeder.seed()),
+        circuit: bundle.circuit.clone(),
+        parameters: bundle.parameters,
+    };
+    let client = ClientKey::new(info, seeder);
+    let server = ServerKey::new(&client, seeder);
+    Ok((client, server))
+}
+
+impl ClientKey {
+    fn new(info: KeyInfo, seeder: &mut dyn Seeder) -> Self {
+        let mut generator = SecretRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed());
+        let p = &info.parameters;
+        let small = allocate_and_generate_new_binary_lwe_secret_key(p.lwe_dimension, &mut generator);
+        let glwe =
+            allocate_and_generate_new_binary_glwe_secret_key(p.glwe_dimension, p.polynomial_size, &mut generator);
+        Self { info, small, glwe }
+    }
+
+    /// The big LWE key: the flattening of the GLWE key.
+    pub(crate) fn big(&self) -> LweSecretKey<&[u64]> {
+        LweSecretKey::from_container(self.glwe.as_ref())
+    }
+
+    /// The small LWE key.
+    #[cfg(test)]
+    pub(crate) fn small(&self) -> LweSecretKey<&[u64]> {
+        self.small.as_view()
+    }
+
+    /// The GLWE key.
+    #[cfg(test)]
+    pub(crate) fn glwe(&self) -> &GlweSecretKeyOwned<u64> {
+        &self.glwe
+    }
+
+    /// Writes the key, readable by its owner alone (mode 0600).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write(path, CLIENT_KEY, &self.info, &[self.small.as_ref(), self.glwe.as_ref()], true)
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// The file is missing, truncated, altered, or no client key.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (info, words): (KeyInfo, _) = read(path, CLIENT_KEY)?;
+        let p = info.parameters;
+        p.check()?;
+        let (n, big) = (p.lwe_dimension.0, p.big_lwe_dimension().0);
+        if words.len() != n + big {
+            return Err(wrong_size(path, CLIENT_KEY, n + big, words.len()));
+        }
+        if words.iter().any(|&w| w > 1) {
+            return Err(contradiction(path, CLIENT_KEY, "its secrets are not binary: generate it again"));
+        }
+        Ok(Self {
+            info,
+            small: LweSecretKey::from_container(words[..n].to_vec()),
+            glwe: GlweSecretKey::from_container(words[n..].to_vec(), p.polynomial_size),
+        })
+    }
+}
+
+/// Words of the three parts of a seeded server key.
+fn seeded_words(p: &Parameters) -> [usize; 3] {
+    let big = p.big_lwe_dimension().0;
+    let (size, glwe) = (p.polynomial_size.0, p.glwe_dimension.0 + 1);
+    [
+        big * p.keyswitch.level.0,
+        p.lwe_dimension.0 * p.bootstrap.level.0 * glwe * size,
+        big * p.packing.level.0 * size,
+    ]
+}
+
+impl ServerKey {
+    fn new(client: &ClientKey, seeder: &mut dyn Seeder) -> Self {
+        let p = client.info.parameters;
+        let [ksk, bsk, pksk] = seeded_words(&p);
+        let mut seed = || seeder.seed();
+        let (a, b, c) = (seed(), seed(), seed());
+        let seeds = Seeds { keyswitch: seed_to_hex(a), bootstrap: seed_to_hex(b), packing: seed_to_hex(c) };
+        let mut keyswitch = seeded_keyswitch(&p, vec![0; ksk], a.into());
+        generate_seeded_lwe_keyswitch_key(
+            &client.big(),
+            &client.small,
+            &mut keyswitch,
+            gaussian(p.small_noise()),
+            seeder,
+        );
+        let mut bootstrap = seeded_bootstrap(&p, vec![0; bsk], b.into());
+        par_generate_seeded_lwe_bootstrap_key(
+            &client.small,
+            &client.glwe,
+            &mut bootstrap,
+            gaussian(p.big_noise()),
+            seeder,
+        );
+        let mut packing = seeded_packing(&p, vec![0; pksk], c.into());
+        generate_packing(client, &mut packing, seeder);
+        Self { info: client.info.clone(), seeds, keyswitch, bootstrap, packing }
+    }
+
+    /// Writes the key.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let body = ServerBody { info: self.info.clone(), seeds: self.seeds.clone() };
+        let words = [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()];
+        write(path, SERVER_KEY, &body, &words, false)
+    }
+
+    /// Reads a key; its dimensions are those of its parameters, or it is refused.
+    ///
+    /// # Errors
+    /// The file is missing, truncated, altered, or no server key.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (body, mut words): (ServerBody, Vec<u64>) = read(path, SERVER_KEY)?;
+        let p = body.info.parameters;
+        p.check()?;
+        let [ksk, bsk, pksk] = seeded_words(&p);
+        if words.len() != ksk + bsk + pksk {
+            return Err(wrong_size(path, SERVER_KEY, ksk + bsk + pksk, words.len()));
+        }
+        let seed = |hex: &str| {
+            seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"))
+        };
+        let (a, b, c) = (seed(&body.seeds.keyswitch)?, seed(&body.seeds.bootstrap)?, seed(&body.seeds.packing)?);
+        let packing = words.split_off(ksk + bsk);
+        let bootstrap = words.split_off(ksk);
+        Ok(Self {
+            info: body.info,
+            seeds: body.seeds,
+            keyswitch: seeded_keyswitch(&p, words, a),
+            bootstrap: seeded_bootstrap(&p, bootstrap, b),
+            packing: seeded_packing(&p, packing, c),
+        })
+    }
+
+    /// The key with its masks, in standard (not Fourier) form, as tfhe's own functions take it.
+    #[cfg(test)]
+    pub(crate) fn standard(&self) -> (LweKeyswitchKeyOwned<u64>, LwePackingKeyswitchKeyOwned<u64>) {
+        (
+            self.keyswitch.clone().par_decompress_into_lwe_keyswitch_key(),
+            self.packing.clone().decompress_into_lwe_packing_keyswitch_key(),
+        )
+    }
+
+    /// Expands the key for the kernels.
+    #[must_use]
+    pub fn expand(self) -> ExpandedServerKey {
+        let p = self.info.parameters;
+        let ksk = self.keyswitch.par_decompress_into_lwe_keyswitch_key();
+        let keyswitch = TiledMatrix::new(ksk.as_ref(), p.lwe_dimension.to_lwe_size().0);
+        drop(ksk);
+        let pksk = self.packing.decompress_into_lwe_packing_keyswitch_key();
+        let packing = TiledMatrix::new(pksk.as_ref(), p.glwe_words());
+        drop(pksk);
+        let standard = self.bootstrap.par_decompress_into_lwe_bootstrap_key();
+        let mut bootstrap = FourierLweBootstrapKeyOwned::new(
+            p.lwe_dimension,
+            p.glwe_dimension.to_glwe_size(),
+            p.polynomial_size,
+            p.bootstrap.base_log,
+            p.bootstrap.level,
+        );
+        let fft = Fft::new(p.polynomial_size);
+        bootstrap.as_mut_view().par_fill_with_forward_fourier(standard.as_view(), fft.as_view());
+        ExpandedServerKey { info: self.info, keyswitch, bootstrap, packing }
+    }
+}
+
+fn seeded_keyswitch(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> SeededLweKeyswitchKeyOwned<u64> {
+    SeededLweKeyswitchKey::from_container(
+        words,
+        p.keyswitch.base_log,
+        p.keyswitch.level,
+        p.lwe_dimension.to_lwe_size(),
+        seed,
+        p.ciphertext_modulus(),
+    )
+}
+
+fn seeded_bootstrap(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> SeededLweBootstrapKeyOwned<u64> {
+    SeededLweBootstrapKey::from_container(
+        words,
+        p.glwe_dimension.to_glwe_size(),
+        p.polynomial_size,
+        p.bootstrap.base_log,
+        p.bootstrap.level,
+        seed,
+        p.ciphertext_modulus(),
+    )
+}
+
+fn seeded_packing(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> SeededLwePackingKeyswitchKeyOwned<u64> {
+    SeededLwePackingKeyswitchKey::from_container(
+        words,
+        p.packing.base_log,
+        p.packing.level,
+        p.glwe_dimension.to_glwe_size(),
+        p.polynomial_size,
+        seed,
+        p.ciphertext_modulus(),
+    )
+}
+
+/// tfhe's `generate_seeded_lwe_packing_keyswitch_key`, with its loop over input key bits in parallel: each
+/// bit gets a fork of the generator, bounded to just the masks and noise that it uses, so that decompression
+/// by tfhe reads the same stream.
+fn generate_packing(client: &ClientKey, key: &mut SeededLwePackingKeyswitchKeyOwned<u64>, seeder: &mut dyn Seeder) {
+    let p = &client.info.parameters;
+    let (level, size) = (p.packing.level.0, p.polynomial_size.0);
+    let noise = big_noise(p);
+    let mut generator = EncryptionRandomGenerator::<DefaultRandomGenerator>::new(key.compression_seed(), seeder);
+    // The kind of key whose forks are just these; its words are never touched, so never allocated by the system.
+    let shape = LwePrivateFunctionalPackingKeyswitchKey::new(
+        0_u64,
+        p.packing.base_log,
+        p.packing.level,
+        p.big_lwe_dimension(),
+        p.glwe_dimension.to_glwe_size(),
+        p.polynomial_size,
+        p.ciphertext_modulus(),
+    );
+    let config = shape.encryption_fork_config(Uniform, noise);
+    let Ok(forks) = generator.par_try_fork_from_config(config) else {
+        // The parent generator is unbounded, so a fork cannot fail; the sequential form is the same key.
+        generate_seeded_lwe_packing_keyswitch_key(&client.big(), &client.glwe, key, noise, seeder);
+        return;
+    };
+    let big = client.big();
+    key.as_mut()
+        .par_chunks_mut(level * size)
+        .zip(big.as_ref().par_iter())
+        .zip(forks)
+        .for_each(|((words, &bit), mut fork)| {
+            let mut messages = PlaintextListOwned::new(0_u64, PlaintextCount(level * size));
+            for (row, message) in messages.as_mut().chunks_exact_mut(size).enumerate() {
+                // Levels are stored from the last (least significant) to the first.
+                message[0] = bit << (64 - p.packing.base_log.0 * (level - row));
+            }
+            let mut list = SeededGlweCiphertextList::from_container(
+                words,
+                p.glwe_dimension.to_glwe_size(),
+                p.polynomial_size,
+                CompressionSeed::from(Seed(0)),
+                p.ciphertext_modulus(),
+            );
+            encrypt_seeded_glwe_ciphertext_list_with_pre_seeded_generator(
+                &client.glwe,
+                &mut list,
+                &messages,
+                noise,
+                &mut fork,
+            );
+        });
+}
+
+/// Refuses a key or ciphertext made for another circuit. `left` and `right` name the two files.
+pub(crate) fn same_circuit(left: &str, a: &str, right: &str, b: &str, advice: &str) -> Result<()> {
+    if a == b {
+        return Ok(());
+    }
+    let short = |digest: &str| digest.chars().take(12).collect::<String>();
+    Err(RuntimeError::Mismatch {
+        left: left.to_owned(),
+        right: right.to_owned(),
+        reason: format!("the first is of circuit {}…, the second of circuit {}…; {advice}", short(a), short(b)),
+    })
+}
+
+/// Refuses a ciphertext under another pair of keys. `left` and `right` name the two files.
+pub(crate) fn same_key(left: &str, a: &str, right: &str, b: &str, advice: &str) -> Result<()> {
+    if a == b {
+        return Ok(());
+    }
+    Err(RuntimeError::Mismatch {
+        left: left.to_owned(),
+        right: right.to_owned(),
+        reason: format!("the first has key id {a}, the second {b}; {advice}"),
+    })
+}

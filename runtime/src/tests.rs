@@ -1,0 +1,266 @@
+//! Tests on real ciphertexts, with one pair of keys for all of them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
+
+use std::sync::LazyLock;
+
+use tfhe::core_crypto::prelude::*;
+use thex_circuit::clear::ClearGraph;
+use thex_circuit::instruction::LutProduct;
+use thex_circuit::{ClientBundle, NoiseModel, Parameters};
+
+use crate::executor::Products;
+use crate::{Backend, ClientKey, CpuBackend, client, keys};
+
+struct Shared {
+    client: ClientKey,
+    ksk: LweKeyswitchKeyOwned<u64>,
+    pksk: LwePackingKeyswitchKeyOwned<u64>,
+    backend: CpuBackend,
+}
+
+fn bundle() -> ClientBundle {
+    ClientBundle {
+        circuit: "0".repeat(64),
+        model: "test".into(),
+        parameters: Parameters::standard(),
+        prologue: ClearGraph::default(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        epilogue: ClearGraph::default(),
+    }
+}
+
+static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+    let start = std::time::Instant::now();
+    let (client, server) = keys::generate(&bundle(), Some(1)).unwrap();
+    println!("keygen {:?}", start.elapsed());
+    let (ksk, pksk) = server.standard();
+    let start = std::time::Instant::now();
+    let backend = CpuBackend::new(server.expand());
+    println!("expand {:?}", start.elapsed());
+    Shared { client, ksk, pksk, backend }
+});
+
+const TURN: f64 = 18_446_744_073_709_551_616.0;
+
+fn torus(turns: f64) -> u64 {
+    ((turns - turns.round()) * TURN) as i64 as u64
+}
+
+fn turns(phase: u64) -> f64 {
+    phase as i64 as f64 / TURN
+}
+
+/// Encrypts phases under the big key with the noise of fresh ciphertexts.
+fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
+    let p = Parameters::standard();
+    let mut seeder = new_seeder();
+    let mut generator = EncryptionRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed(), seeder.as_mut());
+    phases
+        .iter()
+        .map(|&phase| {
+            allocate_and_encrypt_new_lwe_ciphertext(
+                &SHARED.client.big(),
+                Plaintext(phase),
+                keys::big_noise(&p),
+                p.ciphertext_modulus(),
+                &mut generator,
+            )
+            .into_container()
+        })
+        .collect()
+}
+
+fn views(lwes: &[Vec<u64>]) -> Vec<&[u64]> {
+    lwes.iter().map(Vec::as_slice).collect()
+}
+
+fn keyswitch(lwes: &[Vec<u64>]) -> Vec<Vec<u64>> {
+    let size = Parameters::standard().lwe_dimension.to_lwe_size().0;
+    let mut out = vec![0; lwes.len() * size];
+    SHARED.backend.keyswitch(&views(lwes), &mut out).unwrap();
+    out.chunks(size).map(<[u64]>::to_vec).collect()
+}
+
+fn pbs(phases: &[u64], table: &[i32]) -> Vec<f64> {
+    let p = Parameters::standard();
+    let small = keyswitch(&encrypt(phases));
+    let mut out = vec![0; phases.len() * p.big_lwe_size()];
+    let tables = vec![table; phases.len()];
+    SHARED.backend.pbs(&views(&small), &tables, &mut out, &|_| ()).unwrap();
+    client::phases(&SHARED.client, &out).into_iter().map(turns).collect()
+}
+
+fn deviation(errors: &[f64]) -> f64 {
+    (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt()
+}
+
+fn mean(errors: &[f64]) -> f64 {
+    errors.iter().sum::<f64>() / errors.len() as f64
+}
+
+#[test]
+fn keyswitch_is_that_of_tfhe() {
+    let p = Parameters::standard();
+    let lwes = encrypt(&(0..11).map(|i| torus(f64::from(i) / 32.0)).collect::<Vec<_>>());
+    for (lwe, ours) in lwes.iter().zip(keyswitch(&lwes)) {
+        let mut theirs = LweCiphertext::new(0_u64, p.lwe_dimension.to_lwe_size(), p.ciphertext_modulus());
+        let lwe = LweCiphertext::from_container(lwe.as_slice(), p.ciphertext_modulus());
+        keyswitch_lwe_ciphertext(&SHARED.ksk, &lwe, &mut theirs);
+        assert_eq!(theirs.into_container(), ours);
+    }
+}
+
+#[test]
+fn keyswitch_noise_is_modelled() {
+    let phases = vec![torus(0.2); 1024];
+    let small = keyswitch(&encrypt(&phases));
+    let modulus = Parameters::standard().ciphertext_modulus();
+    let errors: Vec<f64> = small
+        .iter()
+        .map(|lwe| {
+            let lwe = LweCiphertext::from_container(lwe.as_slice(), modulus);
+            turns(decrypt_lwe_ciphertext(&SHARED.client.small(), &lwe).0.wrapping_sub(torus(0.2)))
+        })
+        .collect();
+    let ratio = deviation(&errors) / NoiseModel::new(&Parameters::standard()).keyswitch.sqrt();
+    // The noise of the key itself is the same for all samples of one key: a fifth of margin.
+    assert!((0.8..1.2).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn pack_is_that_of_tfhe() {
+    let p = Parameters::standard();
+    let (slots, stride) = (4, 512);
+    let lwes = encrypt(&(0..8).map(|i| torus(f64::from(i) / 32.0 - 0.1)).collect::<Vec<_>>());
+    let mut inputs: Vec<Option<&[u64]>> = lwes.iter().map(|l| Some(l.as_slice())).collect();
+    inputs[2] = None;
+    let mut ours = vec![0; 2 * p.glwe_words()];
+    SHARED.backend.pack(&inputs, slots, stride, &mut ours).unwrap();
+    for (inputs, ours) in inputs.chunks(slots).zip(ours.chunks(p.glwe_words())) {
+        let mut theirs = vec![0_u64; p.glwe_words()];
+        for (j, lwe) in inputs.iter().enumerate() {
+            let Some(lwe) = lwe else { continue };
+            let mut one = GlweCiphertext::new(0, p.glwe_dimension.to_glwe_size(), p.polynomial_size, p.ciphertext_modulus());
+            let lwe = LweCiphertext::from_container(*lwe, p.ciphertext_modulus());
+            keyswitch_lwe_ciphertext_into_glwe_ciphertext(&SHARED.pksk, &lwe, &mut one);
+            for mut polynomial in one.as_mut_polynomial_list().iter_mut() {
+                polynomial_algorithms::polynomial_wrapping_monic_monomial_mul_assign(&mut polynomial, MonomialDegree(j * stride));
+            }
+            slice_algorithms::slice_wrapping_add_assign(&mut theirs, one.as_ref());
+        }
+        assert_eq!(theirs, ours);
+    }
+}
+
+#[test]
+fn packing_noise_is_modelled() {
+    let p = Parameters::standard();
+    let lwes = encrypt(&[torus(0.1), torus(-0.2)]);
+    let inputs: Vec<Option<&[u64]>> = lwes.iter().map(|l| Some(l.as_slice())).collect();
+    let mut glwe = vec![0; p.glwe_words()];
+    SHARED.backend.pack(&inputs, 2, 1024, &mut glwe).unwrap();
+    let glwe = GlweCiphertext::from_container(glwe, p.polynomial_size, p.ciphertext_modulus());
+    let mut plain = PlaintextListOwned::new(0_u64, PlaintextCount(p.polynomial_size.0));
+    decrypt_glwe_ciphertext(SHARED.client.glwe(), &glwe, &mut plain);
+    let errors: Vec<f64> = plain.as_ref().iter().enumerate().filter(|(i, _)| i % 1024 != 0).map(|(_, &x)| turns(x)).collect();
+    let ratio = deviation(&errors) / (2.0 * NoiseModel::new(&p).packing).sqrt();
+    assert!((0.8..1.2).contains(&ratio), "{ratio}");
+    assert!((turns(plain.as_ref()[0]) - 0.1).abs() < 1e-7);
+    assert!((turns(plain.as_ref()[1024]) + 0.2).abs() < 1e-7);
+}
+
+#[test]
+fn table_entry_answers_its_box_without_bias() {
+    // f(j) = j: the result shows where the argument landed, in positions.
+    let table: Vec<i32> = (0..2048).map(|j| j << 19).collect();
+    let arguments: Vec<f64> = (0..256).map(|i| f64::from(i * 7 + 100) + 0.5).collect();
+    let phases: Vec<u64> = arguments.iter().map(|a| torus(a / 4096.0)).collect();
+    let results = pbs(&phases, &table);
+    let errors: Vec<f64> = results.iter().zip(&arguments).map(|(y, a)| y * 8192.0 - (a - 0.5)).collect();
+    let noise = NoiseModel::new(&Parameters::standard());
+    // Rounding down to a position is uniform, ±1/2, around the middle of the box.
+    let modelled = (noise.argument().sqrt() * 4096.0).hypot((1.0_f64 / 12.0).sqrt());
+    let (bias, sd) = (mean(&errors), deviation(&errors));
+    println!("bias {bias:.3} of sd {sd:.3}, modelled {modelled:.3}");
+    assert!(bias.abs() < 4.0 * modelled / 16.0 && bias.abs() < 0.9, "{bias}");
+    assert!((0.8..1.25).contains(&(sd / modelled)), "{sd} {modelled}");
+}
+
+#[test]
+fn other_half_of_the_torus_is_negated_and_output_noise_is_modelled() {
+    let table = vec![1 << 28; 2048];
+    let phases: Vec<u64> = (0..256).map(|i| torus(f64::from(i % 2) * 0.5 + 0.25)).collect();
+    let results = pbs(&phases, &table);
+    let errors: Vec<f64> = results
+        .iter()
+        .enumerate()
+        .map(|(i, y)| y - if i % 2 == 0 { 1.0 / 16.0 } else { -1.0 / 16.0 })
+        .collect();
+    let ratio = deviation(&errors) / NoiseModel::new(&Parameters::standard()).bootstrap.sqrt();
+    println!("bootstrap noise / model {ratio:.3}");
+    assert!((0.7..1.2).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn lut_product_multiplies_each_slot() {
+    let p = Parameters::standard();
+    let (slots, stride, count) = (8_usize, 256_usize, 64);
+    let values: Vec<f64> = (0..slots).map(|j| (j as f64 - 3.5) / 4096.0).collect();
+    let lwes = encrypt(&values.iter().map(|&v| torus(v)).collect::<Vec<_>>());
+    let mut inputs: Vec<Option<&[u64]>> = lwes.iter().map(|l| Some(l.as_slice())).collect();
+    inputs[5] = None;
+    let mut glwe = vec![0; p.glwe_words()];
+    SHARED.backend.pack(&inputs, slots, stride, &mut glwe).unwrap();
+    // Constant in the box but for its sign, so that noise of the argument does not show.
+    let tables: Vec<i32> = (0..stride as i32).map(|e| if e < 128 { 96 } else { -96 }).collect();
+    let arguments: Vec<f64> = (0..count).map(|i| if i % 2 == 0 { 64.5 } else { 192.5 }).collect();
+    let small = keyswitch(&encrypt(&arguments.iter().map(|a| torus(a / 4096.0)).collect::<Vec<_>>()));
+    let instruction = LutProduct {
+        dst: thex_circuit::instruction::Block { start: 0, len: (count * slots) as u32 },
+        slots: slots as u32,
+        stride: stride as u32,
+        argument: vec![0; count],
+        accumulator: vec![0; count],
+        table_of: vec![0; count],
+        tables,
+    };
+    let products = Products { arguments: views(&small), accumulators: vec![&glwe; count], instruction: &instruction };
+    let mut out = vec![0; count * slots * p.big_lwe_size()];
+    SHARED.backend.lut_product(&products, &mut out, &|_| ()).unwrap();
+    let results = client::phases(&SHARED.client, &out);
+    let noise = NoiseModel::new(&p);
+    let norm = 96.0 * (stride as f64).sqrt();
+    let modelled = (noise.packing * 7.0 * norm * norm + noise.bootstrap).sqrt();
+    let mut errors = Vec::new();
+    for (i, results) in results.chunks(slots).enumerate() {
+        for (j, &result) in results.iter().enumerate() {
+            let y = if j == 5 { 0.0 } else { values[j] };
+            errors.push(turns(result) - if i % 2 == 0 { 96.0 * y } else { -96.0 * y });
+        }
+    }
+    let ratio = deviation(&errors) / modelled;
+    println!("lut_product noise / model {ratio:.3}");
+    assert!((0.6..1.4).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn fft_product_is_precise() {
+    let (size, stride) = (2048, 256);
+    let fft = Fft::new(PolynomialSize(size));
+    let tables: Vec<i32> = (0..stride).map(|e| if e % 3 == 0 { 4096 } else { -4000 + e }).collect();
+    let glwe: Vec<u64> = (0..size as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let multipliers = crate::kernels::rotate::Multipliers::new(&tables, stride as usize, fft.as_view());
+    let mut out = vec![0; size];
+    multipliers.multiply(&glwe, 0, &mut out, fft.as_view());
+    let mut worst = 0.0_f64;
+    for (c, &got) in out.iter().enumerate() {
+        let want = tables.iter().enumerate().fold(0_u64, |sum, (e, &p)| {
+            let y = if e <= c { glwe[c - e] } else { glwe[c + size - e].wrapping_neg() };
+            sum.wrapping_add(y.wrapping_mul(i64::from(p) as u64))
+        });
+        worst = worst.max(turns(got.wrapping_sub(want)).abs());
+    }
+    println!("fft error 2^{:.1}", worst.log2());
+    assert!(worst < (-33.0_f64).exp2());
+}
