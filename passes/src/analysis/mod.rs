@@ -1,0 +1,9 @@
+//! Read-only analyses.
+
+mod classes;
+mod demand;
+mod privacy;
+
+pub use classes::{Classes, classes};
+pub use demand::{Demand, broadcast_map, demand, element_map};
+pub use privacy::private_nodes;

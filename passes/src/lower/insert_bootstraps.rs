@@ -1,0 +1,739 @@
+//! Makes every bootstrap explicit: look-ups, products, packs, keyswitches and the linear maps between them.
+//!
+//! The pass walks the calibrated graph once, carrying every tensor as elements that are affine in
+//! ciphertexts (see [`affine`](super::affine)). A function of one variable materialises its arguments as one
+//! linear map, keyswitches them and looks them up. A product of two encrypted tensors packs one operand and rotates
+//! by the other. Everything else is affine and costs nothing here.
+//!
+//! It lowers twice: once to learn what errors of each product's operands do to the outputs, then with the plans
+//! that spend the precision budget on the fewest bootstraps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ndarray::Array2;
+use thex_circuit::Parameters;
+use thex_ir::graph::Ranges;
+use thex_ir::he::Purpose;
+use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, Stage, UnaryChain};
+
+use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of};
+use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
+use super::sensitivity::{self, Sensitivity};
+use super::usable;
+use crate::analysis::{Demand, broadcast_map, demand, element_map};
+use crate::error::{PassError, Problem, Result};
+use crate::pass::{Pass, PassCx};
+
+/// See the module.
+pub struct InsertBootstraps;
+
+impl Pass for InsertBootstraps {
+    fn name(&self) -> &'static str {
+        "insert-bootstraps"
+    }
+
+    fn description(&self) -> &'static str {
+        "lower to homomorphic operations: look-ups, packed products, keyswitches and merged linear maps"
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
+        let first = lower(graph, &ProductPlans::new(), &cx.parameters)?;
+        let plans = if first.products.is_empty() {
+            ProductPlans::new()
+        } else {
+            let sensitivity = sensitivity::analyse(&first.graph, cx)?;
+            plan_products(graph, &first, &sensitivity, cx)
+        };
+        let lowered = lower(graph, &plans, &cx.parameters)?;
+        count(&lowered.graph, cx);
+        *graph = lowered.graph;
+        Ok(true)
+    }
+}
+
+fn count(graph: &Graph, cx: &mut PassCx) {
+    for id in graph.ids() {
+        if let Op::He(op) = &graph.node(id).op {
+            match op {
+                HeOp::Pbs { .. } => cx.count("pbs", graph.node(id).shape[0] as u64),
+                HeOp::LutProduct { argument, .. } => cx.count("product-pbs", argument.len() as u64),
+                HeOp::Pack { gather, .. } => {
+                    cx.count("packs", gather.iter().filter(|&&a| a != Address::ABSENT).count() as u64);
+                }
+                HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Keyswitch { .. } | HeOp::Decrypt { .. } => {}
+            }
+        }
+    }
+}
+
+/// A candidate for one product: bootstraps, and the error variance that it adds to the outputs.
+struct Candidate {
+    plan: ProductPlan,
+    cost: f64,
+    error: f64,
+}
+
+/// Packing one LWE costs about as much as this many bootstraps.
+const PACK_COST: f64 = 0.3;
+
+/// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
+/// whose argument noise stays within the budget, by greedy exchange at the best rate of bootstraps saved for error added.
+fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx: &mut PassCx) -> ProductPlans {
+    let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+    let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
+        .products
+        .iter()
+        .map(|(&id, site)| (id, candidates(graph, id, site, sensitivity, cx)))
+        .filter(|(_, c)| !c.is_empty())
+        .collect();
+    let mut chosen: Vec<usize> = sites
+        .iter()
+        .map(|(_, c)| (0..c.len()).min_by(|&a, &b| c[a].error.total_cmp(&c[b].error)).unwrap_or(0))
+        .collect();
+    let mut spent: f64 = sites.iter().zip(&chosen).map(|((_, c), &i)| c[i].error).sum();
+    loop {
+        let mut best: Option<(f64, usize, usize)> = None;
+        for (s, (_, candidates)) in sites.iter().enumerate() {
+            let now = &candidates[chosen[s]];
+            for (i, candidate) in candidates.iter().enumerate().filter(|(_, c)| c.cost < now.cost) {
+                let more = candidate.error - now.error;
+                if spent + more > budget {
+                    continue;
+                }
+                let rate = (now.cost - candidate.cost) / more.max(budget * 1e-9);
+                if best.is_none_or(|(r, _, _)| rate > r) {
+                    best = Some((rate, s, i));
+                }
+            }
+        }
+        let Some((_, s, i)) = best else { break };
+        spent += sites[s].1[i].error - sites[s].1[chosen[s]].error;
+        chosen[s] = i;
+    }
+    let mut plans = ProductPlans::new();
+    for ((id, candidates), &i) in sites.iter().zip(&chosen) {
+        let candidate = &candidates[i];
+        cx.note(format!(
+            "{}: rotate {:?}, {} products a rotation, {:.0} bootstraps, {:.1} % of the error budget",
+            graph.node(*id).name,
+            candidate.plan.rotate,
+            candidate.plan.slots,
+            candidate.cost,
+            100.0 * candidate.error / budget
+        ));
+        plans.insert(*id, candidate.plan);
+    }
+    plans
+}
+
+fn candidates(graph: &Graph, id: NodeId, site: &ProductSite, sensitivity: &Sensitivity, cx: &PassCx) -> Vec<Candidate> {
+    let noise = cx.noise().argument();
+    let size = cx.parameters.polynomial_size.0;
+    let rotated = sensitivity.weighted_width(&site.rotated);
+    let packed = sensitivity.weighted_width(&site.packed);
+    let most = if graph.clear_op(id) == Some(&ClearOp::Mul) { 1 } else { 16 };
+    let mut candidates = Vec::new();
+    for rotate in [Rotate::Left, Rotate::Right] {
+        if most == 1 && rotate != site.plan.rotate {
+            continue;
+        }
+        let width = if rotate == site.plan.rotate { rotated } else { packed };
+        for slots in 1..=most {
+            let plan = ProductPlan { rotate, slots };
+            let schedule = site.schedule(plan);
+            let reach = usable(&cx.parameters, size / slots);
+            let cost = schedule.rotations.len() as f64 + PACK_COST * schedule.packed() as f64;
+            candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
+        }
+    }
+    candidates
+}
+
+/// One product of a lowered graph.
+#[derive(Clone, Debug)]
+pub struct ProductSite {
+    /// The plan used.
+    pub plan: ProductPlan,
+    /// The keyswitch of the rotating operand.
+    pub rotated: NodeId,
+    /// The pack of the other.
+    pub packed: NodeId,
+    shape: MatMulShape,
+    left_private: Vec<bool>,
+    right_private: Vec<bool>,
+    demanded: Vec<bool>,
+}
+
+impl ProductSite {
+    fn schedule(&self, plan: ProductPlan) -> Schedule {
+        Schedule::new(&self.shape, plan, &self.left_private, &self.right_private, &self.demanded)
+    }
+}
+
+/// A lowered graph and where its products came from.
+pub struct Lowered {
+    /// The graph, at [`Stage::Lowered`].
+    pub graph: Graph,
+    /// For each product of the calibrated graph, its site.
+    pub products: BTreeMap<NodeId, ProductSite>,
+}
+
+/// Lowers a calibrated graph with the given product plans (the default plan where there is none).
+///
+/// # Errors
+/// [`PassError::Unsupported`] with every node that has no lowering.
+pub fn lower(graph: &Graph, plans: &ProductPlans, parameters: &Parameters) -> Result<Lowered> {
+    let mut lowering = Lowering {
+        source: graph,
+        target: Graph::new(),
+        demand: demand(graph),
+        elems: BTreeMap::new(),
+        arguments: BTreeMap::new(),
+        plans,
+        size: parameters.polynomial_size.0,
+        cache: MatrixCache::default(),
+        products: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    for id in graph.topological() {
+        lowering.visit(id)?;
+    }
+    if !lowering.problems.is_empty() {
+        return Err(PassError::Unsupported(lowering.problems));
+    }
+    lowering.outputs();
+    let mut target = lowering.target;
+    target.stage = Stage::Lowered;
+    target.remove_dead();
+    Ok(Lowered { graph: target, products: lowering.products })
+}
+
+struct Lowering<'a> {
+    source: &'a Graph,
+    target: Graph,
+    demand: Demand,
+    elems: BTreeMap<NodeId, Vec<Elem>>,
+    /// Keyswitched arguments by (tensor, positions, which elements).
+    arguments: BTreeMap<(NodeId, usize, Vec<bool>), NodeId>,
+    plans: &'a ProductPlans,
+    size: usize,
+    cache: MatrixCache,
+    products: BTreeMap<NodeId, ProductSite>,
+    problems: Vec<Problem>,
+}
+
+/// A range for each element of a flat node.
+fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
+    let mut numbers: BTreeMap<(u64, u64), u32> = BTreeMap::new();
+    let mut ranges = Ranges { class: Vec::new(), lo: Vec::new(), hi: Vec::new(), rms: Vec::new() };
+    for &(lo, hi) in elements {
+        let next = numbers.len() as u32;
+        let class = *numbers.entry((lo.to_bits(), hi.to_bits())).or_insert(next);
+        if class == next {
+            ranges.lo.push(lo);
+            ranges.hi.push(hi);
+            ranges.rms.push(lo.abs().max(hi.abs()));
+        }
+        ranges.class.push(class);
+    }
+    ranges
+}
+
+/// Largest magnitude in a range; 1 for the empty range of an element that is always 0.
+pub(super) fn magnitude((lo, hi): (f64, f64)) -> f64 {
+    let m = lo.abs().max(hi.abs());
+    if m > 0.0 { m } else { 1.0 }
+}
+
+/// Groups of a linear map under construction that have the same number of outputs and operands.
+#[derive(Default)]
+struct Bucket {
+    gather: Vec<Atom>,
+    set: Vec<u32>,
+    weights: Vec<f64>,
+    bias: Vec<f64>,
+    ranges: Vec<(f64, f64)>,
+    elements: Vec<usize>,
+    seen: BTreeMap<u64, Vec<u32>>,
+    signatures: Vec<Vec<f64>>,
+}
+
+impl Bucket {
+    /// Adds a group; weight sets are shared between groups with equal weights, ranges and operand magnitudes.
+    fn push(&mut self, atoms: &[Atom], weights: &[f64], signature: Vec<f64>) {
+        let hash = hash_of(signature.iter());
+        let known = self.seen.get(&hash).and_then(|sets| {
+            sets.iter().copied().find(|&s| self.signatures[s as usize] == signature)
+        });
+        let set = known.unwrap_or_else(|| {
+            let set = self.signatures.len() as u32;
+            self.seen.entry(hash).or_default().push(set);
+            self.signatures.push(signature);
+            self.weights.extend_from_slice(weights);
+            set
+        });
+        self.set.push(set);
+        self.gather.extend_from_slice(atoms);
+    }
+}
+
+impl Lowering<'_> {
+    fn visit(&mut self, id: NodeId) -> Result<()> {
+        let node = self.source.node(id);
+        if !self.demand[&id].iter().any(|d| *d) && !matches!(node.op, Op::Input) {
+            return Ok(());
+        }
+        let elems = match &node.op {
+            Op::Input => self.encrypt(id),
+            Op::Constant(value) => value.iter().map(|&v| Elem::Const(v)).collect(),
+            Op::Clear(op) => self.clear(id, op)?,
+            Op::He(_) => return Err(PassError::Invalid("the graph is lowered already".into())),
+        };
+        let flags = &self.demand[&id];
+        let elems = elems.into_iter().zip(flags).map(|(e, d)| if *d { e } else { Elem::Undemanded }).collect();
+        self.elems.insert(id, elems);
+        Ok(())
+    }
+
+    fn range(&self, id: NodeId, element: usize) -> (f64, f64) {
+        self.source.node(id).facts.ranges.as_ref().map_or((0.0, 0.0), |r| r.of(element))
+    }
+
+    fn add(&mut self, like: NodeId, suffix: &str, op: HeOp, ranges: &[(f64, f64)], operands: &[NodeId]) -> NodeId {
+        let source = self.source.node(like);
+        let node = Node {
+            name: format!("{}.{suffix}", source.name),
+            op: Op::He(op),
+            shape: vec![ranges.len()],
+            origin: source.origin.clone(),
+            facts: Facts { ranges: Some(Arc::new(ranges_of(ranges))), ..Facts::default() },
+        };
+        self.target.add(node, operands)
+    }
+
+    fn encrypt(&mut self, id: NodeId) -> Vec<Elem> {
+        let node = self.source.node(id);
+        let input = self.target.add_input(&node.name, &node.shape);
+        let ranges: Vec<(f64, f64)> = (0..self.demand[&id].len()).map(|i| self.range(id, i)).collect();
+        let encrypted = self.add(id, "encrypt", HeOp::Encrypt, &ranges, &[input]);
+        (0..ranges.len()).map(|i| Elem::Atom(Atom { node: encrypted, index: i as u32 })).collect()
+    }
+
+    fn clear(&mut self, id: NodeId, op: &ClearOp) -> Result<Vec<Elem>> {
+        let operands = self.source.operands(id);
+        let shapes: Vec<&[usize]> = operands.iter().map(|&o| self.source.node(o).shape.as_slice()).collect();
+        if op.is_data_movement() {
+            let map = element_map(op, &shapes);
+            return Ok(map.into_iter().map(|(o, e)| self.elem(operands[o], e)).collect());
+        }
+        match op {
+            ClearOp::Linear => Ok(self.linear(id, &operands)),
+            ClearOp::Unary { chain } => Ok(self.unary(id, chain, operands[0])),
+            ClearOp::Add => Ok(self.add_elements(id, &operands)),
+            ClearOp::Mul => Ok(self.multiply(id, &operands)),
+            ClearOp::MatMul => Ok(self.matmul(id, &operands)),
+            ClearOp::Reduce { reduction, axis } if *reduction != thex_ir::Reduction::Max => {
+                let mean = *reduction == thex_ir::Reduction::Mean;
+                Ok(self.reduce(id, operands[0], *axis, mean))
+            }
+            _ => {
+                let help = "export the model without it, or open an issue with this report";
+                let problem = Problem::new(self.source, id, "no lowering to homomorphic operations", help);
+                self.problems.push(problem);
+                Ok(vec![Elem::Undemanded; self.demand[&id].len()])
+            }
+        }
+    }
+
+    fn elem(&self, id: NodeId, element: usize) -> Elem {
+        self.elems.get(&id).map_or(Elem::Undemanded, |e| e[element].clone())
+    }
+
+    fn linear(&mut self, id: NodeId, operands: &[NodeId]) -> Vec<Elem> {
+        let shape = &self.source.node(id).shape;
+        let outputs = shape.last().copied().unwrap_or(1);
+        let count: usize = shape.iter().product();
+        let terms = &operands[..operands.len() - 1];
+        let w = Arc::new(concatenated_weights(self.source, terms));
+        let bias_node = operands[operands.len() - 1];
+        let bias_map = broadcast_map(&self.source.node(bias_node).shape, shape);
+        let bias: Vec<f64> = self.source.constant(bias_node).map(|b| b.iter().copied().collect()).unwrap_or_default();
+        let flags = self.demand[&id].clone();
+        let mut result = Vec::with_capacity(count);
+        for row in 0..count / outputs.max(1) {
+            if !flags[row * outputs..(row + 1) * outputs].iter().any(|f| *f) {
+                result.extend(vec![Elem::Undemanded; outputs]);
+                continue;
+            }
+            let mut x = Vec::with_capacity(w.ncols());
+            for term in terms.chunks(2) {
+                let k = self.source.node(term[0]).shape.last().copied().unwrap_or(1);
+                x.extend((0..k).map(|c| self.elem(term[0], row * k + c)));
+            }
+            let shift: Vec<f64> = (0..outputs).map(|m| bias[bias_map[row * outputs + m]]).collect();
+            result.extend(self.cache.apply(id.index() as u64, &w, &x, &shift));
+        }
+        result
+    }
+
+    fn add_elements(&mut self, id: NodeId, operands: &[NodeId]) -> Vec<Elem> {
+        let shape = &self.source.node(id).shape;
+        let maps: Vec<Vec<usize>> =
+            operands.iter().map(|&o| broadcast_map(&self.source.node(o).shape, shape)).collect();
+        let sums = (0..maps[0].len())
+            .map(|i| (0.0, operands.iter().zip(&maps).map(|(&o, map)| (1.0, self.elem(o, map[i]))).collect()))
+            .collect();
+        combine(sums)
+    }
+
+    fn reduce(&mut self, id: NodeId, operand: NodeId, axis: usize, mean: bool) -> Vec<Elem> {
+        let input = &self.source.node(operand).shape;
+        let inner: usize = input[axis + 1..].iter().product();
+        let n = input[axis];
+        let factor = if mean { 1.0 / n as f64 } else { 1.0 };
+        let sums: Vec<Sum> = (0..self.demand[&id].len())
+            .map(|i| {
+                let base = (i / inner) * n * inner + i % inner;
+                (0.0, (0..n).map(|a| (factor, self.elem(operand, base + a * inner))).collect())
+            })
+            .collect();
+        combine(sums)
+    }
+
+    fn unary(&mut self, id: NodeId, chain: &UnaryChain, operand: NodeId) -> Vec<Elem> {
+        let elems: Vec<Elem> = (0..self.demand[&id].len()).map(|i| self.elem(operand, i)).collect();
+        let wanted: Vec<bool> = elems.iter().zip(&self.demand[&id]).map(|(e, d)| *d && e.is_private()).collect();
+        let mut result: Vec<Elem> = elems
+            .iter()
+            .map(|e| if let Elem::Const(v) = e { Elem::Const(chain.apply(*v)) } else { Elem::Undemanded })
+            .collect();
+        if !wanted.iter().any(|w| *w) {
+            return result;
+        }
+        let keyswitch = self.argument(operand, self.size, &wanted);
+        let ranges: Vec<(f64, f64)> =
+            (0..wanted.len()).filter(|&i| wanted[i]).map(|i| self.range(id, i)).collect();
+        let pbs = self.add(id, "pbs", HeOp::Pbs { chain: chain.clone() }, &ranges, &[keyswitch]);
+        let mut next = 0;
+        for (slot, _) in result.iter_mut().zip(&wanted).filter(|(_, w)| **w) {
+            *slot = Elem::Atom(Atom { node: pbs, index: next });
+            next += 1;
+        }
+        result
+    }
+
+    /// The keyswitch of the wanted elements of a tensor, to be looked up with `positions` positions.
+    fn argument(&mut self, id: NodeId, positions: usize, wanted: &[bool]) -> NodeId {
+        let key = (id, positions, wanted.to_vec());
+        if let Some(&known) = self.arguments.get(&key) {
+            return known;
+        }
+        let elements: Vec<usize> = (0..wanted.len()).filter(|&i| wanted[i]).collect();
+        let atoms = self.materialise(id, &elements, Purpose::Argument { positions });
+        let ranges: Vec<(f64, f64)> = elements.iter().map(|&i| self.range(id, i)).collect();
+        let (operands, gather) = addresses(&atoms.into_iter().map(Some).collect::<Vec<_>>());
+        let op = HeOp::Keyswitch { gather: Arc::new(gather), positions };
+        let keyswitch = self.add(id, "keyswitch", op, &ranges, &operands);
+        self.arguments.insert(key, keyswitch);
+        keyswitch
+    }
+
+    /// Computes elements of a tensor as ciphertexts with an encoding made for `purpose`.
+    fn materialise(&mut self, id: NodeId, elements: &[usize], purpose: Purpose) -> Vec<Atom> {
+        let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
+        let mut group_of: BTreeMap<usize, usize> = BTreeMap::new();
+        for &i in elements {
+            match &self.elems[&id][i] {
+                Elem::Row(block, _) => {
+                    let pointer = Arc::as_ptr(block) as usize;
+                    let group = *group_of.entry(pointer).or_insert_with(|| {
+                        groups.push((Some(pointer), Vec::new()));
+                        groups.len() - 1
+                    });
+                    groups[group].1.push(i);
+                }
+                Elem::Atom(_) | Elem::Const(_) | Elem::Undemanded => groups.push((None, vec![i])),
+            }
+        }
+        let mut buckets: BTreeMap<(usize, usize), Bucket> = BTreeMap::new();
+        for (_, members) in &groups {
+            self.bucket_group(id, members, &mut buckets);
+        }
+        let mut atom_of: BTreeMap<usize, Atom> = BTreeMap::new();
+        for ((outputs, operands), bucket) in buckets {
+            let node = self.linear_node(id, purpose, outputs, operands, &bucket);
+            for (index, &element) in bucket.elements.iter().enumerate() {
+                atom_of.insert(element, Atom { node, index: index as u32 });
+            }
+        }
+        elements.iter().map(|i| atom_of[i]).collect()
+    }
+
+    fn bucket_group(&self, id: NodeId, members: &[usize], buckets: &mut BTreeMap<(usize, usize), Bucket>) {
+        let elems = &self.elems[&id];
+        let (atoms, matrix, shift): (Vec<Atom>, Vec<f64>, Vec<f64>) = match &elems[members[0]] {
+            Elem::Row(block, _) => {
+                let (mut matrix, mut shift) = (Vec::new(), Vec::new());
+                for &i in members {
+                    if let Elem::Row(_, r) = &elems[i] {
+                        matrix.extend(block.matrix.row(*r as usize));
+                        shift.push(block.shift[*r as usize]);
+                    }
+                }
+                (block.atoms.clone(), matrix, shift)
+            }
+            Elem::Atom(atom) => (vec![*atom], vec![1.0], vec![0.0]),
+            Elem::Const(value) => (vec![], vec![], vec![*value]),
+            Elem::Undemanded => (vec![], vec![], vec![0.0]),
+        };
+        let bucket = buckets.entry((members.len(), atoms.len())).or_default();
+        let ranges: Vec<(f64, f64)> = members.iter().map(|&i| self.range(id, i)).collect();
+        let mut signature = matrix.clone();
+        signature.extend(ranges.iter().flat_map(|(lo, hi)| [*lo, *hi]));
+        signature.extend(atoms.iter().map(|a| self.atom_magnitude(*a)));
+        signature.extend(atoms.iter().map(|a| a.node.index() as f64));
+        bucket.push(&atoms, &matrix, signature);
+        bucket.bias.extend(shift);
+        bucket.ranges.extend(ranges);
+        bucket.elements.extend(members);
+    }
+
+    fn atom_magnitude(&self, atom: Atom) -> f64 {
+        let ranges = self.target.node(atom.node).facts.ranges.as_ref();
+        ranges.map_or(1.0, |r| magnitude(r.of(atom.index as usize)))
+    }
+
+    fn linear_node(&mut self, id: NodeId, purpose: Purpose, outputs: usize, operands: usize, bucket: &Bucket) -> NodeId {
+        let (sources, gather) = addresses(&bucket.gather.iter().map(|a| Some(*a)).collect::<Vec<_>>());
+        let map = HeLinear {
+            outputs,
+            operands,
+            gather,
+            set: bucket.set.clone(),
+            weights: bucket.weights.clone(),
+            bias: bucket.bias.clone(),
+        };
+        let suffix = match purpose {
+            Purpose::Argument { .. } => "argument",
+            Purpose::Packed => "operand",
+            Purpose::Output => "result",
+        };
+        let op = HeOp::Linear { map: Arc::new(map), purpose };
+        self.add(id, suffix, op, &bucket.ranges, &sources)
+    }
+
+    fn multiply(&mut self, id: NodeId, operands: &[NodeId]) -> Vec<Elem> {
+        let shape = self.source.node(id).shape.clone();
+        let maps: Vec<Vec<usize>> =
+            operands.iter().map(|&o| broadcast_map(&self.source.node(o).shape, &shape)).collect();
+        let flags = self.demand[&id].clone();
+        let mut sums: Vec<Sum> = vec![(0.0, Vec::new()); flags.len()];
+        let mut encrypted = Vec::new();
+        for i in (0..flags.len()).filter(|&i| flags[i]) {
+            let (a, b) = (self.elem(operands[0], maps[0][i]), self.elem(operands[1], maps[1][i]));
+            match (&a, &b) {
+                (Elem::Const(x), _) => sums[i].1.push((*x, b)),
+                (_, Elem::Const(y)) => sums[i].1.push((*y, a)),
+                _ => encrypted.push(i),
+            }
+        }
+        if !encrypted.is_empty() {
+            // The operand with fewer elements is packed, one to a GLWE, and rotated by the other.
+            let fewer_left = self.source.node(operands[0]).shape.iter().product::<usize>()
+                < self.source.node(operands[1]).shape.iter().product::<usize>();
+            let (x, y) = if fewer_left { (1, 0) } else { (0, 1) };
+            self.rotate_rows(id, &encrypted, (operands[x], &maps[x]), (operands[y], &maps[y]), &mut sums);
+        }
+        combine(sums)
+    }
+
+    /// Element-wise products x∘y of encrypted elements, y packed one to a GLWE.
+    fn rotate_rows(
+        &mut self,
+        id: NodeId,
+        out: &[usize],
+        (x, x_map): (NodeId, &[usize]),
+        (y, y_map): (NodeId, &[usize]),
+        sums: &mut [Sum],
+    ) {
+        let mut schedule = Schedule::default();
+        let mut pack_of: BTreeMap<usize, usize> = BTreeMap::new();
+        for &i in out {
+            let pack = *pack_of.entry(y_map[i]).or_insert_with(|| {
+                schedule.packs.push(vec![y_map[i]]);
+                schedule.packs.len() - 1
+            });
+            schedule.rotations.push(super::products::Rotation { x: x_map[i], pack, out: vec![i] });
+        }
+        self.emit_products(id, x, y, 1, &schedule, sums);
+    }
+
+    fn matmul(&mut self, id: NodeId, operands: &[NodeId]) -> Vec<Elem> {
+        let shape = MatMulShape::new(&self.source.node(operands[0]).shape, &self.source.node(operands[1]).shape);
+        let flags = self.demand[&id].clone();
+        let mut sums: Vec<Sum> = vec![(0.0, Vec::new()); flags.len()];
+        self.public_products(&shape, operands, &flags, &mut sums);
+        let private = |o: NodeId| self.elems.get(&o).map(|e| e.iter().map(Elem::is_private).collect::<Vec<_>>());
+        let (Some(left), Some(right)) = (private(operands[0]), private(operands[1])) else { return combine(sums) };
+        let plan = self.plans.get(&id).copied().unwrap_or_default();
+        let schedule = Schedule::new(&shape, plan, &left, &right, &flags);
+        if schedule.rotations.is_empty() {
+            return combine(sums);
+        }
+        let (x, y) = match plan.rotate {
+            Rotate::Left => (operands[0], operands[1]),
+            Rotate::Right => (operands[1], operands[0]),
+        };
+        let (rotated, packed) = self.emit_products(id, x, y, plan.slots, &schedule, &mut sums);
+        let site = ProductSite {
+            plan,
+            rotated,
+            packed,
+            shape,
+            left_private: left,
+            right_private: right,
+            demanded: flags,
+        };
+        self.products.insert(id, site);
+        combine(sums)
+    }
+
+    /// Products with a public factor are linear.
+    fn public_products(&self, shape: &MatMulShape, operands: &[NodeId], flags: &[bool], sums: &mut [Sum]) {
+        for b in 0..shape.batch {
+            for i in 0..shape.m {
+                for j in (0..shape.n).filter(|&j| flags[shape.out(b, i, j)]) {
+                    let sum = &mut sums[shape.out(b, i, j)];
+                    for c in 0..shape.k {
+                        let left = self.elem(operands[0], shape.left(b, i, c));
+                        let right = self.elem(operands[1], shape.right(b, c, j));
+                        match (left, right) {
+                            (Elem::Const(v), other) | (other, Elem::Const(v)) if v != 0.0 => sum.1.push((v, other)),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keyswitches x, packs y, rotates, and adds the products to the sums.
+    fn emit_products(
+        &mut self,
+        id: NodeId,
+        x: NodeId,
+        y: NodeId,
+        slots: usize,
+        schedule: &Schedule,
+        sums: &mut [Sum],
+    ) -> (NodeId, NodeId) {
+        let mut wanted = vec![false; self.elems[&x].len()];
+        schedule.rotations.iter().for_each(|r| wanted[r.x] = true);
+        let keyswitch = self.argument(x, self.size / slots, &wanted);
+        let number: Vec<usize> = wanted
+            .iter()
+            .scan(0, |n, w| {
+                let now = *n;
+                *n += usize::from(*w);
+                Some(now)
+            })
+            .collect();
+        let (pack, pack_ranges) = self.pack(y, slots, schedule);
+        let mut ranges = Vec::with_capacity(schedule.rotations.len() * slots);
+        for rotation in &schedule.rotations {
+            let packed = &pack_ranges[rotation.pack * slots..(rotation.pack + 1) * slots];
+            ranges.extend(self.product_ranges(id, rotation, packed));
+        }
+        let op = HeOp::LutProduct {
+            chain: UnaryChain::default(),
+            argument: Arc::new(schedule.rotations.iter().map(|r| number[r.x] as u32).collect()),
+            accumulator: Arc::new(schedule.rotations.iter().map(|r| r.pack as u32).collect()),
+            slots,
+        };
+        let product = self.add(id, "product", op, &ranges, &[keyswitch, pack]);
+        for (r, rotation) in schedule.rotations.iter().enumerate() {
+            for (slot, &out) in rotation.out.iter().enumerate() {
+                let atom = Atom { node: product, index: (r * slots + slot) as u32 };
+                sums[out].1.push((1.0, Elem::Atom(atom)));
+            }
+        }
+        (keyswitch, pack)
+    }
+
+    /// Magnitudes that decide the scales of a rotation's products. One table serves all slots, so
+    /// scale(y_j) ÷ scale(product_j) must be the same for all j: the result's own range where that holds, else y's.
+    fn product_ranges(&self, id: NodeId, rotation: &super::products::Rotation, packed: &[(f64, f64)]) -> Vec<(f64, f64)> {
+        let filled = rotation.out.len();
+        let results: Vec<f64> = rotation.out.iter().map(|&o| magnitude(self.range(id, o))).collect();
+        let factors: Vec<f64> = packed[..filled].iter().map(|&p| magnitude(p)).collect();
+        let uniform = |v: &[f64]| v.windows(2).all(|w| w[0].to_bits() == w[1].to_bits());
+        let pattern = if uniform(&results) && uniform(&factors) { results } else { factors };
+        let mut ranges: Vec<(f64, f64)> = pattern.iter().map(|m| (-m, *m)).collect();
+        let last = ranges.last().copied().unwrap_or((-1.0, 1.0));
+        ranges.resize(packed.len(), last);
+        ranges
+    }
+
+    fn pack(&mut self, y: NodeId, slots: usize, schedule: &Schedule) -> (NodeId, Vec<(f64, f64)>) {
+        let mut elements: Vec<usize> = schedule.packs.iter().flatten().copied().collect();
+        elements.sort_unstable();
+        elements.dedup();
+        let rows: Vec<usize> =
+            elements.iter().copied().filter(|&e| matches!(self.elems[&y][e], Elem::Row(..))).collect();
+        let made = self.materialise(y, &rows, Purpose::Packed);
+        let made: BTreeMap<usize, Atom> = rows.into_iter().zip(made).collect();
+        let atom = |e: usize| match &self.elems[&y][e] {
+            Elem::Atom(atom) => Some(*atom),
+            _ => made.get(&e).copied(),
+        };
+        let mut gather = Vec::new();
+        let mut ranges = Vec::new();
+        for pack in &schedule.packs {
+            let filler = pack.first().map_or((-1.0, 1.0), |&e| self.range(y, e));
+            gather.extend((0..slots).map(|s| pack.get(s).and_then(|&e| atom(e))));
+            ranges.extend((0..slots).map(|s| pack.get(s).map_or(filler, |&e| self.range(y, e))));
+        }
+        let (operands, gather) = addresses(&gather);
+        let op = HeOp::Pack { gather: Arc::new(gather), slots };
+        (self.add(y, "pack", op, &ranges, &operands), ranges)
+    }
+
+    fn outputs(&mut self) {
+        for (name, id) in &self.source.outputs {
+            let elements: Vec<usize> = (0..self.demand[id].len()).collect();
+            let atoms = self.materialise(*id, &elements, Purpose::Output);
+            let ranges: Vec<(f64, f64)> = elements.iter().map(|&i| self.range(*id, i)).collect();
+            let (operands, gather) = addresses(&atoms.into_iter().map(Some).collect::<Vec<_>>());
+            let output = self.add(*id, "decrypt", HeOp::Decrypt { gather: Arc::new(gather) }, &ranges, &operands);
+            self.target.outputs.push((name.clone(), output));
+        }
+    }
+}
+
+/// Weights of all terms side by side: [outputs, Σ inputs].
+fn concatenated_weights(graph: &Graph, terms: &[NodeId]) -> Array2<f64> {
+    let views: Vec<_> = terms
+        .chunks(2)
+        .filter_map(|t| graph.constant(t[1])?.view().into_dimensionality::<ndarray::Ix2>().ok())
+        .collect();
+    ndarray::concatenate(ndarray::Axis(1), &views).unwrap_or_default().as_standard_layout().into_owned()
+}
+
+/// Turns atoms into operands and addresses by port, operands in order of first appearance.
+fn addresses(atoms: &[Option<Atom>]) -> (Vec<NodeId>, Vec<Address>) {
+    let mut operands: Vec<NodeId> = Vec::new();
+    let mut port_of: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let gather = atoms
+        .iter()
+        .map(|atom| {
+            let Some(atom) = atom else { return Address::ABSENT };
+            let port = *port_of.entry(atom.node).or_insert_with(|| {
+                operands.push(atom.node);
+                operands.len() as u32 - 1
+            });
+            Address { port, index: atom.index }
+        })
+        .collect();
+    (operands, gather)
+}

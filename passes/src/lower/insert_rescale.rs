@@ -1,0 +1,360 @@
+//! Chooses the encoding of every ciphertext, and with it the integer weights of every linear map.
+//!
+//! A look-up argument must fill the torus interval of its look-up, so its scale follows from its range. Everything
+//! else has one free amplitude: inputs, outputs of look-ups and products, packed operands. A large amplitude drowns
+//! less in noise; a small one leaves room for large, finely rounded integer weights behind it. Every source of error is a
+//! product of powers of those amplitudes, weighted by what it does to the outputs (see
+//! [`sensitivity`](super::sensitivity)), so the best amplitudes solve a geometric program.
+//!
+//! The terms, with s = scale = range magnitude × amplitude variable (value per turn of the torus), g = squared gradient:
+//!
+//! | error | variance at the outputs |
+//! |---|---|
+//! | encryption, bootstrap, product output noise ε | g·ε²·s² |
+//! | weights rounded, independent over operands | g·s_out²·Σ E\[x²\]/(12·s_x²) |
+//! | weights rounded, equal weights (sums) | g·s_out²·(Σ rms x)²/(12·s_x²) |
+//! | packing noise of a slot | g·σ²·s_y² |
+//! | packing noise between slots, through table P | g·σ²·m·Σ f²·s_y² |
+//! | table of a product rounded | g·s_out²·E\[y²\]/(12·s_y²) |
+//! | argument noise (constant) | g·(σ_ks² + σ_ms²)·s² |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thex_circuit::Encoding;
+use thex_ir::he::Purpose;
+use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
+
+use super::insert_bootstraps::magnitude;
+use super::sensitivity::{Sensitivity, analyse};
+use super::solver::{Term, minimise};
+use super::{OUTPUT_FILL, guard, usable};
+use crate::error::{PassError, Problem, Result};
+use crate::pass::{Pass, PassCx};
+
+/// Variance of rounding to the nearest integer.
+const ROUNDING: f64 = 1.0 / 12.0;
+
+/// Largest integer weight that the pass emits.
+const MAX_WEIGHT: f64 = (1_u64 << 30) as f64;
+
+/// See the module.
+pub struct InsertRescale;
+
+impl Pass for InsertRescale {
+    fn name(&self) -> &'static str {
+        "insert-rescale"
+    }
+
+    fn description(&self) -> &'static str {
+        "choose the encoding of every ciphertext and round linear maps to integers, for the least error at the outputs"
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
+        let sensitivity = analyse(graph, cx)?;
+        let mut problem = Scaling::new(graph, cx, &sensitivity);
+        problem.collect();
+        let amplitudes = minimise(&problem.terms, &problem.bounds);
+        let total: f64 = problem.terms.iter().map(|t| t.value(&amplitudes)).sum::<f64>() + problem.constant;
+        let shares = problem.shares(&amplitudes);
+        let variables = problem.variables;
+        let predicted = (total / sensitivity.outputs.max(1) as f64).sqrt();
+        cx.predicted_output_error = Some(predicted);
+        cx.note(format!(
+            "modelled output error {predicted:.4} rms, outputs spread {:.4}; {shares}",
+            sensitivity.output_spread
+        ));
+        assign_encodings(graph, cx, &variables, &amplitudes);
+        round_weights(graph)?;
+        noise_bits(graph, cx);
+        graph.stage = Stage::Placed;
+        cx.count("amplitudes", amplitudes.len() as u64);
+        Ok(true)
+    }
+}
+
+/// The geometric program under construction.
+struct Scaling<'a> {
+    graph: &'a Graph,
+    cx: &'a PassCx,
+    sensitivity: &'a Sensitivity,
+    /// Variable of each node with a free amplitude.
+    variables: BTreeMap<NodeId, usize>,
+    bounds: Vec<(f64, f64)>,
+    terms: Vec<Term>,
+    kinds: Vec<&'static str>,
+    constant: f64,
+}
+
+/// Whether the scale of a node is free, rather than fixed by what it is looked up with or decrypted to.
+fn is_free(op: &HeOp) -> bool {
+    match op {
+        HeOp::Encrypt | HeOp::Pbs { .. } | HeOp::LutProduct { .. } => true,
+        HeOp::Linear { purpose, .. } => *purpose == Purpose::Packed,
+        HeOp::Keyswitch { .. } | HeOp::Pack { .. } | HeOp::Decrypt { .. } => false,
+    }
+}
+
+impl<'a> Scaling<'a> {
+    fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity) -> Self {
+        let mut variables = BTreeMap::new();
+        let mut bounds = Vec::new();
+        for id in graph.topological() {
+            if matches!(&graph.node(id).op, Op::He(op) if is_free(op)) {
+                variables.insert(id, bounds.len());
+                // A value of full magnitude stays within ±¼ of the torus, and well above the noise that it is born with.
+                let encrypted = matches!(&graph.node(id).op, Op::He(HeOp::Encrypt));
+                let least_amplitude_log2 = if encrypted { 24 } else { 18 };
+                bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
+            }
+        }
+        Self { graph, cx, sensitivity, variables, bounds, terms: Vec::new(), kinds: Vec::new(), constant: 0.0 }
+    }
+
+    /// Scale of an element at amplitude variable 1: its range's magnitude, or the fixed scale.
+    fn base_scale(&self, id: NodeId, element: usize) -> f64 {
+        let node = self.graph.node(id);
+        let range = node.facts.ranges.as_ref().map_or((0.0, 0.0), |r| r.of(element));
+        fixed_encoding(&node.op, range, self.cx).map_or_else(|| magnitude(range), |e| e.scale)
+    }
+
+    fn push(&mut self, kind: &'static str, coefficient: f64, up: Option<NodeId>, down: Option<NodeId>) {
+        if coefficient <= 0.0 {
+            return;
+        }
+        let variable = |id: Option<NodeId>, rises| Some((*self.variables.get(&id?)?, rises));
+        let factors: Vec<(usize, bool)> = variable(up, true).into_iter().chain(variable(down, false)).collect();
+        if factors.is_empty() {
+            self.constant += coefficient;
+        }
+        self.terms.push(Term { coefficient: if factors.is_empty() { 0.0 } else { coefficient }, factors });
+        self.kinds.push(kind);
+    }
+
+    fn collect(&mut self) {
+        for id in self.graph.topological() {
+            let Op::He(op) = &self.graph.node(id).op else { continue };
+            let noise = self.cx.noise();
+            match op {
+                HeOp::Encrypt => self.output_noise(id, noise.fresh),
+                HeOp::Pbs { .. } => self.output_noise(id, noise.bootstrap),
+                HeOp::Linear { map, .. } => self.weight_rounding(id, map),
+                HeOp::Keyswitch { .. } => self.argument_noise(id, noise.argument()),
+                HeOp::Pack { gather, slots } => self.packing_noise(id, gather, *slots, noise.packing),
+                HeOp::LutProduct { .. } => {
+                    self.output_noise(id, noise.bootstrap);
+                    self.product_noise(id, op, noise.packing);
+                }
+                HeOp::Decrypt { .. } => {}
+            }
+        }
+    }
+
+    fn gradient(&self, id: NodeId) -> &'a [f64] {
+        self.sensitivity.gradient.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    fn square(&self, id: NodeId) -> &'a [f64] {
+        self.sensitivity.square.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    fn output_noise(&mut self, id: NodeId, variance: f64) {
+        let weighted: f64 =
+            self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
+        self.push("output noise", variance * weighted, Some(id), None);
+    }
+
+    fn argument_noise(&mut self, id: NodeId, variance: f64) {
+        let node = self.graph.node(id);
+        let Op::He(HeOp::Keyswitch { positions, .. }) = &node.op else { return };
+        let reach = usable(&self.cx.parameters, *positions);
+        self.constant += variance / (reach * reach) * self.sensitivity.weighted_width(&id);
+    }
+
+    fn packing_noise(&mut self, id: NodeId, gather: &[Address], _slots: usize, variance: f64) {
+        let operands = self.graph.operands(id);
+        let mut by_source: BTreeMap<NodeId, f64> = BTreeMap::new();
+        for (address, g) in gather.iter().zip(self.gradient(id)).filter(|(a, _)| **a != Address::ABSENT) {
+            let source = operands[address.port as usize];
+            let scale = self.base_scale(source, address.index as usize);
+            *by_source.entry(source).or_default() += g * scale * scale;
+        }
+        for (source, weighted) in by_source {
+            self.push("packing", variance * weighted, Some(source), None);
+        }
+    }
+
+    fn weight_rounding(&mut self, id: NodeId, map: &HeLinear) {
+        let operands = self.graph.operands(id);
+        let (m, k) = (map.outputs, map.operands);
+        let gradient = self.gradient(id);
+        let mut by_source: BTreeMap<NodeId, f64> = BTreeMap::new();
+        for (g, &set) in map.set.iter().enumerate() {
+            let gather = &map.gather[g * k..(g + 1) * k];
+            let weights = &map.weights[set as usize * m * k..(set as usize + 1) * m * k];
+            for (row, o) in weights.chunks(k.max(1)).zip(g * m..(g + 1) * m) {
+                let out = gradient[o] * self.base_scale(id, o).powi(2) * ROUNDING;
+                for (source, share) in self.rounding_shares(row, gather, &operands) {
+                    *by_source.entry(source).or_default() += out * share;
+                }
+            }
+        }
+        for (source, share) in by_source {
+            self.push("weight rounding", share, Some(id), Some(source));
+        }
+    }
+
+    /// For one row of weights and each source: Σ E[x²]/s_x², or (Σ rms x)²/s_x² where all weights are equal.
+    fn rounding_shares(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, f64> {
+        let mut sums: BTreeMap<NodeId, (f64, f64, usize, bool, f64)> = BTreeMap::new();
+        for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
+            let source = operands[address.port as usize];
+            let index = address.index as usize;
+            let phase = self.square(source)[index] / self.base_scale(source, index).powi(2);
+            let entry = sums.entry(source).or_insert((0.0, 0.0, 0, true, *w));
+            entry.0 += phase;
+            entry.1 += phase.sqrt();
+            entry.2 += 1;
+            entry.3 &= entry.4.to_bits() == w.to_bits();
+        }
+        let share = |(squares, roots, count, equal, _): (f64, f64, usize, bool, f64)| {
+            if equal && count > 1 { roots * roots } else { squares }
+        };
+        sums.into_iter().map(|(source, sum)| (source, share(sum))).collect()
+    }
+
+    fn product_noise(&mut self, id: NodeId, op: &HeOp, packing: f64) {
+        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else { return };
+        let operands = self.graph.operands(id);
+        let (keyswitch, pack) = (operands[0], operands[1]);
+        let Op::He(HeOp::Pack { gather, .. }) = &self.graph.node(pack).op else { return };
+        let Op::He(HeOp::Keyswitch { positions, .. }) = &self.graph.node(keyswitch).op else { return };
+        let pack_operands = self.graph.operands(pack);
+        let ranges = self.graph.node(keyswitch).facts.ranges.as_ref();
+        let gradient = self.gradient(id);
+        let y_square = self.square(pack);
+        let mut rounding: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let mut leakage: BTreeMap<NodeId, f64> = BTreeMap::new();
+        for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
+            let (lo, hi) = ranges.map_or((0.0, 0.0), |x| x.of(a as usize));
+            let (f_lo, f_hi) = (chain.apply(lo), chain.apply(hi));
+            let table_norm = *positions as f64 * (f_lo * f_lo + f_lo * f_hi + f_hi * f_hi) / 3.0;
+            for s in 0..*slots {
+                let address = gather[p as usize * slots + s];
+                if address == Address::ABSENT {
+                    continue;
+                }
+                let source = pack_operands[address.port as usize];
+                let y_scale = self.base_scale(source, address.index as usize);
+                let (g, out) = (gradient[r * slots + s], self.base_scale(id, r * slots + s));
+                let y = y_square[p as usize * slots + s] / (y_scale * y_scale);
+                *rounding.entry(source).or_default() += g * out * out * ROUNDING * y;
+                *leakage.entry(source).or_default() += g * packing * *slots as f64 * table_norm * y_scale * y_scale;
+            }
+        }
+        for (source, coefficient) in rounding {
+            self.push("table rounding", coefficient, Some(id), Some(source));
+        }
+        for (source, coefficient) in leakage {
+            self.push("packing leakage", coefficient, Some(source), None);
+        }
+    }
+
+    /// Where the error comes from, in percent.
+    fn shares(&self, amplitudes: &[f64]) -> String {
+        let mut by_kind: BTreeMap<&str, f64> = BTreeMap::from([("argument noise", self.constant)]);
+        for (term, kind) in self.terms.iter().zip(&self.kinds) {
+            *by_kind.entry(kind).or_default() += term.value(amplitudes);
+        }
+        let total: f64 = by_kind.values().sum::<f64>().max(f64::MIN_POSITIVE);
+        let parts: Vec<String> = by_kind.iter().map(|(k, v)| format!("{k} {:.1} %", 100.0 * v / total)).collect();
+        parts.join(", ")
+    }
+}
+
+/// The encoding of an element whose scale is not free.
+fn fixed_encoding(op: &Op, (lo, hi): (f64, f64), cx: &PassCx) -> Option<Encoding> {
+    let Op::He(HeOp::Linear { purpose, .. }) = op else { return None };
+    // A constant element still needs a scale: give it a range of its own size.
+    let width = if hi > lo { hi - lo } else { magnitude((lo, hi)) };
+    match purpose {
+        Purpose::Argument { positions } => {
+            let scale = width / usable(&cx.parameters, *positions);
+            let first = guard(*positions) / cx.parameters.positions() as f64;
+            Some(Encoding { scale, offset: lo - scale * first })
+        }
+        Purpose::Output => Some(Encoding { scale: width / OUTPUT_FILL, offset: 0.5 * (lo + hi) }),
+        Purpose::Packed => None,
+    }
+}
+
+fn assign_encodings(graph: &mut Graph, cx: &PassCx, variables: &BTreeMap<NodeId, usize>, amplitudes: &[f64]) {
+    for id in graph.topological() {
+        let node = graph.node(id);
+        let Some(ranges) = node.facts.ranges.clone() else { continue };
+        if !matches!(&node.op, Op::He(op) if is_free(op) || matches!(op, HeOp::Linear { .. })) {
+            continue;
+        }
+        let amplitude = variables.get(&id).map_or(1.0, |&v| amplitudes[v]);
+        let encodings = (0..ranges.class.len())
+            .map(|i| {
+                let free = Encoding { scale: magnitude(ranges.of(i)) * amplitude, offset: 0.0 };
+                fixed_encoding(&node.op, ranges.of(i), cx).unwrap_or(free)
+            })
+            .collect();
+        graph.node_mut(id).facts.encodings = Some(Arc::new(encodings));
+    }
+}
+
+fn round_weights(graph: &mut Graph) -> Result<()> {
+    let mut problems = Vec::new();
+    for id in graph.topological() {
+        let Op::He(HeOp::Linear { map, .. }) = &graph.node(id).op else { continue };
+        let integers = integer_weights(graph, id, map);
+        if integers.iter().any(|w| w.abs() > MAX_WEIGHT || !w.is_finite()) {
+            let help = "raise the calibration margin, or report this model";
+            problems.push(Problem::new(graph, id, "an integer weight exceeds 2^30", help));
+        }
+        let integers = integers.into_iter().map(|w| w as i32).collect();
+        graph.node_mut(id).facts.integers = Some(Arc::new(integers));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(PassError::Infeasible(problems)) }
+}
+
+fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
+    let operands = graph.operands(id);
+    let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
+    let (m, k) = (map.outputs, map.operands);
+    let mut integers = vec![0.0; map.weights.len()];
+    let mut done = vec![false; map.weights.len() / (m * k).max(1)];
+    for (g, &set) in map.set.iter().enumerate() {
+        let set = set as usize;
+        if k == 0 || std::mem::replace(&mut done[set], true) {
+            continue;
+        }
+        for r in 0..m {
+            let out = scale(id, g * m + r);
+            for c in 0..k {
+                let address = map.gather[g * k + c];
+                if address == Address::ABSENT {
+                    continue;
+                }
+                let at = (set * m + r) * k + c;
+                let x = scale(operands[address.port as usize], address.index as usize);
+                integers[at] = (map.weights[at] * x / out).round();
+            }
+        }
+    }
+    integers
+}
+
+/// Modelled precision of each look-up argument: -log2(argument noise ÷ width of the range).
+fn noise_bits(graph: &mut Graph, cx: &PassCx) {
+    let sigma = cx.noise().argument().sqrt();
+    for id in graph.topological() {
+        if let Op::He(HeOp::Keyswitch { positions, .. }) = graph.node(id).op {
+            let bits = -(sigma / usable(&cx.parameters, positions)).log2();
+            graph.node_mut(id).facts.noise_bits = Some(bits);
+        }
+    }
+}

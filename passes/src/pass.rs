@@ -1,0 +1,125 @@
+//! What a pass is, and what it may look at.
+
+use std::sync::Arc;
+
+use thex_circuit::{NoiseModel, Parameters};
+use thex_ir::{Graph, Tensor};
+
+use crate::error::Result;
+
+/// How non-linear functions are replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Every function by look-up: GELU, exp, 1/x, 1/√x.
+    #[default]
+    Exact,
+    /// THE-X: ReLU, cubic softmax, affine LayerNorm.
+    TheX,
+}
+
+impl Profile {
+    /// As the command line spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::TheX => "the-x",
+        }
+    }
+}
+
+/// Calibration samples: for each, one tensor for each input of the model.
+pub type Samples = Arc<Vec<Vec<Arc<Tensor>>>>;
+
+/// How exact the circuit shall be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Precision {
+    /// Goal for the modelled error of the outputs: its root mean square, relative to the outputs' own spread over the calibration data.
+    pub output_error: f64,
+    /// Widening of every calibrated range, as a fraction of its width on each side.
+    pub margin: f64,
+}
+
+impl Default for Precision {
+    fn default() -> Self {
+        Self { output_error: 0.06, margin: 0.125 }
+    }
+}
+
+/// What passes share: options in, statistics and a log out.
+#[derive(Clone, Debug)]
+pub struct PassCx {
+    /// Which functions to substitute.
+    pub profile: Profile,
+    /// How exact.
+    pub precision: Precision,
+    /// Parameters of the circuit.
+    pub parameters: Parameters,
+    /// Calibration samples.
+    pub samples: Samples,
+    /// The model before any approximation, for least squares against it.
+    pub teacher: Option<Arc<Graph>>,
+    /// Every change of the computed function, for the report.
+    pub approximations: Vec<String>,
+    /// Why rewrites were made, or not made.
+    pub log: Vec<String>,
+    /// Counters of the current pass.
+    pub counters: std::collections::BTreeMap<&'static str, u64>,
+    /// Modelled root mean square error of the outputs, in their own units; set by `insert-rescale`.
+    pub predicted_output_error: Option<f64>,
+}
+
+impl PassCx {
+    /// A context with the standard parameters.
+    #[must_use]
+    pub fn new(profile: Profile, samples: Samples) -> Self {
+        Self {
+            profile,
+            precision: Precision::default(),
+            parameters: Parameters::standard(),
+            samples,
+            teacher: None,
+            approximations: Vec::new(),
+            log: Vec::new(),
+            counters: std::collections::BTreeMap::new(),
+            predicted_output_error: None,
+        }
+    }
+
+    /// The noise of each instruction.
+    #[must_use]
+    pub fn noise(&self) -> NoiseModel {
+        NoiseModel::new(&self.parameters)
+    }
+
+    /// Adds to a counter of the current pass.
+    pub fn count(&mut self, what: &'static str, n: u64) {
+        *self.counters.entry(what).or_default() += n;
+    }
+
+    /// Notes why something was rewritten.
+    pub fn note(&mut self, reason: String) {
+        tracing::debug!("{reason}");
+        self.log.push(reason);
+    }
+}
+
+/// One rewriting step.
+pub trait Pass: Sync {
+    /// Kebab-case; equals the file's name.
+    fn name(&self) -> &'static str;
+
+    /// One line.
+    fn description(&self) -> &'static str;
+
+    /// Whether this pass belongs to a profile's pipeline.
+    fn applies(&self, _profile: Profile) -> bool {
+        true
+    }
+
+    /// Rewrites the graph; tells whether anything changed.
+    ///
+    /// # Errors
+    /// [`PassError`](crate::PassError): what cannot be compiled and what to do about it.
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool>;
+}

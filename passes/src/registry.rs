@@ -1,0 +1,27 @@
+//! All passes, in pipeline order.
+
+use crate::lower::{InsertBootstraps, InsertRescale};
+use crate::pass::Pass;
+use crate::transform::{
+    Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary, TheXGelu,
+    TheXLayerNorm, TheXSoftmax,
+};
+
+/// The pipeline. Passes of other profiles are skipped by the manager.
+#[must_use]
+pub fn pipeline() -> Vec<Box<dyn Pass>> {
+    vec![
+        Box::new(Canonicalize),
+        Box::new(TheXGelu),
+        Box::new(TheXSoftmax),
+        Box::new(ExactSoftmax::default()),
+        Box::new(TheXLayerNorm),
+        Box::new(ExactLayerNorm),
+        Box::new(DeferNormalization),
+        Box::new(FoldAffine),
+        Box::new(FuseUnary),
+        Box::new(Calibrate),
+        Box::new(InsertBootstraps),
+        Box::new(InsertRescale),
+    ]
+}

@@ -1,0 +1,181 @@
+//! Runs the calibration samples and records the range of every class of every private tensor.
+//!
+//! Only demanded elements count. Ranges are widened by a margin on each side; what cannot be negative (sums of
+//! exponentials or cubes, variances: the arguments of log, 1/x and 1/√x) is widened in proportion, since past the
+//! half torus a value wraps and no clamp sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use thex_ir::graph::Ranges;
+use thex_ir::{ClearOp, Graph, NodeId, Stage, UnaryFn, interpret};
+
+use crate::analysis::{classes, demand, private_nodes};
+use crate::error::{PassError, Result};
+use crate::pass::{Pass, PassCx};
+
+/// Headroom above the largest argument of log, 1/x, 1/√x.
+const POSITIVE_HEADROOM: f64 = 1.5;
+
+/// See the module.
+pub struct Calibrate;
+
+#[derive(Clone)]
+struct Extent {
+    lo: Vec<f64>,
+    hi: Vec<f64>,
+    square: Vec<f64>,
+    count: Vec<f64>,
+}
+
+impl Extent {
+    fn new(classes: usize) -> Self {
+        Self {
+            lo: vec![f64::INFINITY; classes],
+            hi: vec![f64::NEG_INFINITY; classes],
+            square: vec![0.0; classes],
+            count: vec![0.0; classes],
+        }
+    }
+
+    fn see(&mut self, class: usize, value: f64) {
+        self.lo[class] = self.lo[class].min(value);
+        self.hi[class] = self.hi[class].max(value);
+        self.square[class] += value * value;
+        self.count[class] += 1.0;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for c in 0..self.lo.len() {
+            self.lo[c] = self.lo[c].min(other.lo[c]);
+            self.hi[c] = self.hi[c].max(other.hi[c]);
+            self.square[c] += other.square[c];
+            self.count[c] += other.count[c];
+        }
+    }
+}
+
+impl Pass for Calibrate {
+    fn name(&self) -> &'static str {
+        "calibrate"
+    }
+
+    fn description(&self) -> &'static str {
+        "run the calibration data and record the range of every channel, with margins"
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
+        if cx.samples.is_empty() {
+            return Err(PassError::Invalid("calibration needs at least one sample".into()));
+        }
+        let private = private_nodes(graph);
+        let demand = demand(graph);
+        let classes = classes(graph);
+        let nodes: Vec<NodeId> = graph.ids().filter(|id| private.contains(id)).collect();
+        let empty: Vec<Extent> = nodes
+            .iter()
+            .map(|id| Extent::new(classes[id].iter().max().map_or(0, |m| *m as usize + 1)))
+            .collect();
+        let extents = cx
+            .samples
+            .par_iter()
+            .try_fold(
+                || empty.clone(),
+                |mut extents, sample| -> Result<Vec<Extent>> {
+                    let values = interpret::run_all(graph, sample)?;
+                    for (id, extent) in nodes.iter().zip(&mut extents) {
+                        let flags = &demand[id];
+                        for ((value, class), _) in values[id].iter().zip(&classes[id]).zip(flags).filter(|(_, f)| **f) {
+                            extent.see(*class as usize, *value);
+                        }
+                    }
+                    Ok(extents)
+                },
+            )
+            .try_reduce(
+                || empty.clone(),
+                |mut a, b| {
+                    a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b));
+                    Ok(a)
+                },
+            )?;
+        let mut measured: Vec<(NodeId, Extent)> = nodes.iter().copied().zip(extents).collect();
+        let position: BTreeMap<NodeId, usize> = graph.topological().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+        measured.sort_by_key(|(id, _)| position[id]);
+        for (id, extent) in &measured {
+            let extent = extent.clone();
+            let positive = feeds_positive_function(graph, *id);
+            let mut ranges = widen(extent, classes[id].clone(), cx.precision.margin, positive);
+            keep_width(graph, *id, &mut ranges);
+            check_finite(graph, *id, &ranges)?;
+            graph.node_mut(*id).facts.ranges = Some(Arc::new(ranges));
+        }
+        graph.stage = Stage::Calibrated;
+        cx.count("tensors", nodes.len() as u64);
+        cx.count("samples", cx.samples.len() as u64);
+        Ok(true)
+    }
+}
+
+/// Whether a user takes log, 1/x or 1/√x of the node, so that its values are positive and span orders of magnitude.
+fn feeds_positive_function(graph: &Graph, id: NodeId) -> bool {
+    let positive = |f: &UnaryFn| matches!(f, UnaryFn::Log | UnaryFn::Reciprocal | UnaryFn::Rsqrt);
+    graph.users(id).iter().any(|(user, _)| {
+        matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.iter().any(positive))
+    })
+}
+
+fn widen(extent: Extent, class: Vec<u32>, margin: f64, positive: bool) -> Ranges {
+    let (mut lo, mut hi, mut rms) = (Vec::new(), Vec::new(), Vec::new());
+    for c in 0..extent.lo.len() {
+        if extent.count[c] < 1.0 {
+            lo.push(0.0);
+            hi.push(0.0);
+            rms.push(0.0);
+            continue;
+        }
+        let (low, high) = (extent.lo[c], extent.hi[c]);
+        let slack = margin * (high - low);
+        if positive && low > 0.0 {
+            lo.push(low / (1.0 + 2.0 * margin));
+            hi.push((high * POSITIVE_HEADROOM).max(high + slack));
+        } else {
+            lo.push(low - slack);
+            hi.push(high + slack);
+        }
+        rms.push((extent.square[c] / extent.count[c]).sqrt());
+    }
+    Ranges { class, lo, hi, rms }
+}
+
+/// Differences may cancel to nothing (a softmax over one token). An encoding that magnifies what is left would need
+/// huge weights, so a range is kept at least this fraction of the tensor's magnitude, and a sum's of its operands'.
+const LEAST_WIDTH: f64 = 1.0 / 4096.0;
+
+fn keep_width(graph: &Graph, id: NodeId, ranges: &mut Ranges) {
+    let sums = matches!(graph.clear_op(id), Some(ClearOp::Add | ClearOp::Linear | ClearOp::Reduce { .. }));
+    let magnitude = |r: &Ranges| r.lo.iter().chain(&r.hi).map(|v| v.abs()).fold(0.0, f64::max);
+    let operands = graph.operands(id);
+    let of_operands = operands.iter().filter_map(|&o| graph.node(o).facts.ranges.as_deref().map(magnitude));
+    let largest = if sums { of_operands.fold(0.0, f64::max) } else { 0.0 };
+    let least = largest.max(magnitude(ranges)) * LEAST_WIDTH;
+    for (lo, hi) in ranges.lo.iter_mut().zip(&mut ranges.hi) {
+        let lack = (least - (*hi - *lo)).max(0.0);
+        *lo -= 0.5 * lack;
+        *hi += 0.5 * lack;
+    }
+}
+
+fn check_finite(graph: &Graph, id: NodeId, ranges: &Ranges) -> Result<()> {
+    let finite = ranges.lo.iter().chain(&ranges.hi).all(|v| v.is_finite());
+    if finite {
+        return Ok(());
+    }
+    let node = graph.node(id);
+    Err(PassError::Invalid(format!(
+        "`{}` (from ONNX node {}) is not finite on the calibration data: check the data for NaN or infinite values",
+        node.name,
+        node.origin.join(", ")
+    )))
+}

@@ -1,0 +1,40 @@
+//! GELU → ReLU (THE-X, section 3: "we replace GELU by ReLU").
+
+use thex_ir::{ClearOp, Graph, Op, UnaryFn};
+
+use super::find;
+use crate::error::Result;
+use crate::pass::{Pass, PassCx, Profile};
+
+/// See the module.
+pub struct TheXGelu;
+
+impl Pass for TheXGelu {
+    fn name(&self) -> &'static str {
+        "the-x-gelu"
+    }
+
+    fn description(&self) -> &'static str {
+        "replace GELU (and SiLU) by ReLU, as THE-X does"
+    }
+
+    fn applies(&self, profile: Profile) -> bool {
+        profile == Profile::TheX
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
+        let smooth = |f: &UnaryFn| matches!(f, UnaryFn::Gelu | UnaryFn::GeluTanh | UnaryFn::Silu);
+        let nodes = find(graph, |op| matches!(op, ClearOp::Unary { chain } if chain.0.iter().any(smooth)));
+        for &id in &nodes {
+            if let Op::Clear(ClearOp::Unary { chain }) = &mut graph.node_mut(id).op {
+                for function in chain.0.iter_mut().filter(|f| smooth(f)) {
+                    *function = UnaryFn::Relu;
+                }
+            }
+            let name = graph.node(id).name.clone();
+            cx.approximations.push(format!("{name}: GELU replaced by ReLU (THE-X)"));
+        }
+        cx.count("replaced", nodes.len() as u64);
+        Ok(!nodes.is_empty())
+    }
+}

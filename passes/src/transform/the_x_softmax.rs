@@ -1,0 +1,61 @@
+//! Softmax → normalised cubes (THE-X, section 3.2): pᵢ = ReLU(sᵢ/2 + 1)³ / Σⱼ ReLU(sⱼ/2 + 1)³.
+//!
+//! The paper prints the score itself as numerator; only the cube (as in the public reimplementation) sums
+//! to one, and is what this pass writes. Its network for 1/x is one look-up here. Masked scores are below −2,
+//! where the cube is 0, as long as the mask adds enough: −10⁴ and the like fall outside any range that
+//! calibration would keep, so the argument is clamped at −2 first, which changes nothing.
+
+use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
+
+use super::{Builder, find};
+use crate::error::Result;
+use crate::pass::{Pass, PassCx, Profile};
+
+/// When all scores of a row are below −2 all cubes are 0, and so is their sum; below this, it is held here.
+const LEAST_SUM: UnaryFn = UnaryFn::Clamp { lo: 1.0 / 64.0, hi: f64::MAX };
+
+/// See the module.
+pub struct TheXSoftmax;
+
+impl Pass for TheXSoftmax {
+    fn name(&self) -> &'static str {
+        "the-x-softmax"
+    }
+
+    fn description(&self) -> &'static str {
+        "replace softmax by normalised cubes ReLU(x/2+1)^3, as THE-X does"
+    }
+
+    fn applies(&self, profile: Profile) -> bool {
+        profile == Profile::TheX
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
+        let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
+        for &id in &nodes {
+            replace(graph, id)?;
+            let name = graph.node(id).name.clone();
+            cx.approximations.push(format!("{name}: softmax replaced by normalised cubes ReLU(x/2+1)^3 (THE-X)"));
+        }
+        graph.remove_dead();
+        cx.count("replaced", nodes.len() as u64);
+        Ok(!nodes.is_empty())
+    }
+}
+
+fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
+    let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
+    let scores = graph.operands(id)[0];
+    let mut build = Builder::replacing(graph, id);
+    let cube = vec![
+        UnaryFn::Affine { scale: 0.5, shift: 1.0 },
+        UnaryFn::Relu,
+        UnaryFn::Power { exponent: 3 },
+    ];
+    let cubes = build.unary("cube", cube, scores)?;
+    let sum = build.clear("sum", ClearOp::Reduce { reduction: Reduction::Sum, axis }, &[cubes])?;
+    let inverse = build.unary("reciprocal", vec![LEAST_SUM, UnaryFn::Reciprocal], sum)?;
+    let probabilities = build.clear("normalise", ClearOp::Mul, &[cubes, inverse])?;
+    graph.replace_uses(id, probabilities);
+    Ok(())
+}
