@@ -9,21 +9,27 @@
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.
 
+pub mod calibrate;
 pub mod ciphertext;
 pub mod client;
+pub mod commands;
 mod container;
 pub mod error;
 pub mod executor;
 mod kernels;
 pub mod keys;
+pub mod npz;
 pub mod progress;
+pub mod simulate;
 
+pub use calibrate::KernelTimes;
 pub use ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
 pub use container::check_writable;
 pub use error::{ErrorKind, Result, RuntimeError};
 pub use executor::{Backend, CpuBackend, Executor};
 pub use keys::{ClientKey, ExpandedServerKey, KeyInfo, ServerKey};
 pub use progress::Progress;
+pub use simulate::{Simulation, Simulator};
 
 #[cfg(test)]
 mod tests;

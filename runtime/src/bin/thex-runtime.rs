@@ -1,0 +1,38 @@
+//! The small program: keys, encryption, execution, decryption. It links no frontend, so that a server need not.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
+
+/// Run transformers on encrypted data: keys, encryption, execution, decryption of circuits compiled by thex.
+#[derive(Parser)]
+#[command(name = "thex-runtime", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Keygen(KeygenArgs),
+    Encrypt(EncryptArgs),
+    Run(RunArgs),
+    Decrypt(DecryptArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Keygen(args) => commands::keygen(&args),
+        Command::Encrypt(args) => commands::encrypt(&args),
+        Command::Run(args) => commands::run(&args),
+        Command::Decrypt(args) => commands::decrypt(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.kind().exit_status())
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! How long each kernel takes on this machine, alone, all threads busy, per unit of work.
+//!
+//! Keys are not needed: the same code runs on pseudo-random words of the same sizes. Masks are random too,
+//! since a mask element that switches to zero skips its rotation.
+
+use std::time::Instant;
+
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+use tfhe::core_crypto::fft_impl::fft64::c64;
+use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
+use thex_circuit::instruction::{Block, Linear, LutProduct};
+use thex_circuit::{Circuit, Instruction, Parameters};
+
+use crate::error::{Result, RuntimeError};
+use crate::executor::{Backend, CpuBackend, Products};
+use crate::kernels::balanced_chunk;
+use crate::kernels::matrix::TiledMatrix;
+use crate::kernels::rotate::BATCH;
+use crate::keys::{ExpandedServerKey, KeyInfo};
+
+/// Nanoseconds of wall-clock time per unit, in full batches with all threads busy.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelTimes {
+    /// Threads that it was measured with.
+    pub threads: usize,
+    /// One blind rotation of a trivial accumulator, with its sample extraction.
+    pub pbs_ns: f64,
+    /// One keyswitch.
+    pub keyswitch_ns: f64,
+    /// One packed LWE.
+    pub pack_ns: f64,
+    /// One weight times one LWE.
+    pub multiply_add_ns: f64,
+    /// One rotation of a product, with the multiplication by the table and the extraction of 8 samples.
+    pub lut_product_ns: f64,
+    /// One blind rotation on each thread, not batched: what a step with few rotations waits for.
+    pub lone_pbs_ns: f64,
+    /// One keyswitch alone: the whole key is read for it.
+    pub lone_keyswitch_ns: f64,
+    /// One packed LWE alone.
+    pub lone_pack_ns: f64,
+}
+
+/// A server key of full size that encrypts nothing.
+fn synthetic_key(p: Parameters) -> ExpandedServerKey {
+    let big = p.big_lwe_dimension().0;
+    let mut bootstrap = FourierLweBootstrapKeyOwned::new(
+        p.lwe_dimension,
+        p.glwe_dimension.to_glwe_size(),
+        p.polynomial_size,
+        p.bootstrap.base_log,
+        p.bootstrap.level,
+    );
+    for (i, x) in bootstrap.as_mut_view().data().iter_mut().enumerate() {
+        let v = (i % 1021) as f64 / 1021.0 - 0.5;
+        *x = c64::new(v, -0.5 * v);
+    }
+    ExpandedServerKey {
+        info: KeyInfo { id: String::new(), circuit: String::new(), parameters: p },
+        keyswitch: TiledMatrix::arbitrary(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0),
+        bootstrap,
+        packing: TiledMatrix::arbitrary(big * p.packing.level.0, p.glwe_words()),
+    }
+}
+
+/// Random ciphertexts and the backend, to time.
+struct Bench {
+    backend: CpuBackend,
+    big: Vec<Vec<u64>>,
+    small: Vec<Vec<u64>>,
+    threads: usize,
+}
+
+fn views(lwes: &[Vec<u64>], count: usize) -> Vec<&[u64]> {
+    lwes.iter().cycle().take(count).map(Vec::as_slice).collect()
+}
+
+/// Nanoseconds per unit of the faster of two runs.
+fn time(units: usize, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut best = f64::INFINITY;
+    for _ in 0..2 {
+        let start = Instant::now();
+        run()?;
+        best = best.min(start.elapsed().as_nanos() as f64);
+    }
+    Ok(best / units as f64)
+}
+
+impl Bench {
+    fn new(p: Parameters, threads: usize) -> Self {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
+        let mut lwes = |size: usize| -> Vec<Vec<u64>> {
+            (0..64).map(|_| (0..size).map(|_| random.next_u64()).collect()).collect()
+        };
+        let big = lwes(p.big_lwe_size());
+        let small = lwes(p.lwe_dimension.to_lwe_size().0);
+        Self { backend: CpuBackend::new(synthetic_key(p)), big, small, threads }
+    }
+
+    fn parameters(&self) -> &Parameters {
+        self.backend.parameters()
+    }
+
+    fn pbs(&self, count: usize) -> Result<f64> {
+        let table = vec![1 << 20; self.parameters().polynomial_size.0];
+        let tables = vec![table.as_slice(); count];
+        let mut out = vec![0; count * self.parameters().big_lwe_size()];
+        time(count, || self.backend.pbs(&views(&self.small, count), &tables, &mut out, &|_| ()))
+    }
+
+    fn keyswitch(&self, count: usize) -> Result<f64> {
+        let mut out = vec![0; count * self.parameters().lwe_dimension.to_lwe_size().0];
+        time(count, || self.backend.keyswitch(&views(&self.big, count), &mut out))
+    }
+
+    fn pack(&self, count: usize) -> Result<f64> {
+        let p = self.parameters();
+        let slots = count.min(8);
+        let inputs: Vec<Option<&[u64]>> = views(&self.big, count).into_iter().map(Some).collect();
+        let mut out = vec![0; count / slots * p.glwe_words()];
+        time(count, || self.backend.pack(&inputs, slots, p.polynomial_size.0 / slots, &mut out))
+    }
+
+    fn lut_product(&self, count: usize) -> Result<f64> {
+        let p = self.parameters();
+        let (slots, stride) = (8, p.polynomial_size.0 / 8);
+        let glwe: Vec<u64> = self.big.concat().into_iter().take(p.glwe_words()).collect();
+        let instruction = LutProduct {
+            dst: Block { start: 0, len: (count * slots) as u32 },
+            slots: slots as u32,
+            stride: stride as u32,
+            argument: vec![0; count],
+            accumulator: vec![0; count],
+            table_of: vec![0; count],
+            tables: vec![5; stride],
+        };
+        let products = Products {
+            arguments: views(&self.small, count),
+            accumulators: vec![&glwe; count],
+            instruction: &instruction,
+        };
+        let mut out = vec![0; count * slots * p.big_lwe_size()];
+        time(count, || self.backend.lut_product(&products, &mut out, &|_| ()))
+    }
+
+    fn multiply_add(&self) -> Result<f64> {
+        let (outputs, operands, groups) = (128_usize, 128_usize, 2 * self.threads);
+        let linear = Linear {
+            dst: Block { start: 0, len: (groups * outputs) as u32 },
+            outputs: outputs as u32,
+            operands: operands as u32,
+            gather: Vec::new(),
+            set: vec![0; groups],
+            weights: (0..outputs * operands).map(|i| i as i32 % 97 + 1).collect(),
+            bias: vec![0; groups * outputs],
+        };
+        let gather: Vec<Option<&[u64]>> = views(&self.big, groups * operands).into_iter().map(Some).collect();
+        let mut out = vec![0; groups * outputs * self.parameters().big_lwe_size()];
+        time(groups * outputs * operands, || self.backend.linear(&linear, &gather, &mut out))
+    }
+}
+
+/// Measures the kernels with `threads` threads (0: one for each processor). Takes two seconds or so.
+///
+/// # Errors
+/// The parameters are refused, or threads cannot be started.
+pub fn measure(parameters: Parameters, threads: usize) -> Result<KernelTimes> {
+    parameters.check()?;
+    let pool = thread_pool(threads)?;
+    pool.install(|| {
+        let threads = rayon::current_num_threads();
+        let bench = Bench::new(parameters, threads);
+        Ok(KernelTimes {
+            threads,
+            lone_pbs_ns: bench.pbs(threads)? * threads as f64,
+            pbs_ns: bench.pbs(BATCH * threads)?,
+            keyswitch_ns: bench.keyswitch(128)?,
+            lone_keyswitch_ns: bench.keyswitch(1)?,
+            pack_ns: bench.pack(64)?,
+            lone_pack_ns: bench.pack(1)?,
+            multiply_add_ns: bench.multiply_add()?,
+            lut_product_ns: bench.lut_product(BATCH * threads)?,
+        })
+    })
+}
+
+/// A pool of `threads` threads; 0 is one for each processor.
+///
+/// # Errors
+/// Threads cannot be started.
+pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| RuntimeError::Input(format!("cannot start {threads} threads: {e}")))
+}
+
+impl KernelTimes {
+    /// Seconds that a circuit takes on the machine and threads that were measured.
+    #[must_use]
+    pub fn estimate(&self, circuit: &Circuit) -> f64 {
+        circuit.instructions.iter().map(|i| self.instruction_ns(i)).sum::<f64>() * 1e-9
+    }
+
+    /// Nanoseconds of one instruction.
+    #[must_use]
+    pub fn instruction_ns(&self, instruction: &Instruction) -> f64 {
+        let batched = |count: u64, unit: f64, lone: f64| {
+            if count == 0 { 0.0 } else { (count as f64 * unit).max(lone) }
+        };
+        match instruction {
+            Instruction::Pbs(_) => self.rotations(instruction.pbs_count(), self.pbs_ns),
+            Instruction::LutProduct(_) => self.rotations(instruction.pbs_count(), self.lut_product_ns),
+            Instruction::Keyswitch(_) => {
+                batched(instruction.keyswitch_count(), self.keyswitch_ns, self.lone_keyswitch_ns)
+            }
+            Instruction::Pack(_) => batched(instruction.pack_count(), self.pack_ns, self.lone_pack_ns),
+            Instruction::Linear(_) => instruction.multiply_adds() as f64 * self.multiply_add_ns,
+        }
+    }
+
+    /// A chunk of c rotations takes a + b·c on its thread: b is the arithmetic, a reading the key once.
+    fn rotations(&self, count: u64, unit: f64) -> f64 {
+        let count = count as usize;
+        let full = self.pbs_ns * (self.threads * BATCH) as f64;
+        let slope = ((full - self.lone_pbs_ns) / (BATCH - 1) as f64).max(0.0);
+        let pass = (self.lone_pbs_ns - slope).max(0.0);
+        let extra = (unit - self.pbs_ns) * self.threads as f64;
+        let chunk = balanced_chunk(count, self.threads, BATCH);
+        let (whole, rest) = (count / (chunk * self.threads), count % (chunk * self.threads));
+        let last = if rest == 0 { 0.0 } else { pass + rest.min(chunk) as f64 * (slope + extra) };
+        whole as f64 * (pass + chunk as f64 * (slope + extra)) + last
+    }
+}

@@ -1,0 +1,314 @@
+//! The commands that both programs, `thex` and `thex-runtime`, offer: their arguments and what they do.
+//!
+//! Results that a program may read go to standard output; everything else goes to standard error. What
+//! cannot be written is found before the long work starts.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use thex_circuit::{Circuit, ClientBundle};
+
+use crate::calibrate::thread_pool;
+use crate::ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
+use crate::client::{self, Named, Rounding};
+use crate::container::check_writable;
+use crate::error::{Result, RuntimeError};
+use crate::executor::{CpuBackend, Executor};
+use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
+use crate::npz;
+use crate::progress::Progress;
+
+/// Generate a client key (secret) and a server key for a compiled model.
+#[derive(Clone, Debug, Args)]
+pub struct KeygenArgs {
+    /// The client bundle that `compile` wrote.
+    #[arg(value_name = "OUT.client")]
+    pub bundle: PathBuf,
+    /// Folder for `client.key` and `server.key`; made if there is none.
+    #[arg(short, long, value_name = "KEYS")]
+    pub output: PathBuf,
+    /// Reproducible keys, for tests only: whoever knows the seed has the secret key.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+}
+
+/// Encrypt one sample of a data set.
+#[derive(Clone, Debug, Args)]
+pub struct EncryptArgs {
+    /// The client bundle that `compile` wrote.
+    #[arg(value_name = "OUT.client")]
+    pub bundle: PathBuf,
+    /// The client key.
+    #[arg(long, value_name = "KEYS/client.key")]
+    pub key: PathBuf,
+    /// One array for each input of the model; the first axis counts samples.
+    #[arg(long, value_name = "DATA.npz")]
+    pub input: PathBuf,
+    /// Which sample, from 0.
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    pub sample: usize,
+    /// File for the ciphertexts.
+    #[arg(short, long, value_name = "IN.ct")]
+    pub output: PathBuf,
+}
+
+/// Run a circuit on ciphertexts. Needs no secret.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The circuit that `compile` wrote.
+    #[arg(value_name = "OUT.circuit")]
+    pub circuit: PathBuf,
+    /// The server key.
+    #[arg(long, value_name = "KEYS/server.key")]
+    pub key: PathBuf,
+    /// The ciphertexts that `encrypt` wrote.
+    #[arg(long, value_name = "IN.ct")]
+    pub input: PathBuf,
+    /// File for the encrypted result.
+    #[arg(short, long, value_name = "OUT.ct")]
+    pub output: PathBuf,
+    /// Threads; as many as there are processors if not given.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub threads: usize,
+}
+
+/// Decrypt a result.
+#[derive(Clone, Debug, Args)]
+pub struct DecryptArgs {
+    /// The client bundle that `compile` wrote.
+    #[arg(value_name = "OUT.client")]
+    pub bundle: PathBuf,
+    /// The client key.
+    #[arg(long, value_name = "KEYS/client.key")]
+    pub key: PathBuf,
+    /// The result that `run` wrote.
+    #[arg(long, value_name = "OUT.ct")]
+    pub input: PathBuf,
+    /// One JSON object on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Do not round to the modelled precision. Raw results leak the key to whoever collects enough of them.
+    #[arg(long)]
+    pub raw: bool,
+}
+
+fn label(path: &Path) -> String {
+    format!("`{}`", path.display())
+}
+
+fn size_of(path: &Path) -> String {
+    std::fs::metadata(path).map_or_else(|_| "?".into(), |m| HumanBytes(m.len()).to_string())
+}
+
+fn io(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> RuntimeError {
+    move |source| RuntimeError::Io { action, path: path.to_owned(), source }
+}
+
+/// Generates keys for a bundle.
+///
+/// # Errors
+/// The bundle is not usable, the folder cannot be written, or has a client key already.
+pub fn keygen(args: &KeygenArgs) -> Result<()> {
+    let bundle = ClientBundle::load(&args.bundle)?;
+    std::fs::create_dir_all(&args.output).map_err(io("make folder", &args.output))?;
+    let (secret, public) = (args.output.join("client.key"), args.output.join("server.key"));
+    if secret.exists() {
+        let reason = "it is there already, and whatever is encrypted under it would be lost; \
+                      move it away or choose another folder";
+        return Err(io("write to", &secret)(std::io::Error::other(reason)));
+    }
+    check_writable(&secret)?;
+    check_writable(&public)?;
+    if args.seed.is_some() {
+        eprintln!("warning: keys from --seed are no secret; use them for tests only");
+    }
+    let start = Instant::now();
+    let (client, server) = keys::generate(&bundle, args.seed.map(u128::from))?;
+    server.save(&public)?;
+    client.save(&secret)?;
+    eprintln!(
+        "keys {} in {:.1} s: {} (secret, keep it) {}, {} (give it to the server) {}",
+        client.info.id,
+        start.elapsed().as_secs_f64(),
+        label(&secret),
+        size_of(&secret),
+        label(&public),
+        size_of(&public),
+    );
+    Ok(())
+}
+
+/// Checks that a key was generated for a bundle.
+fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &KeyInfo) -> Result<()> {
+    let advice = "generate keys for this model with `keygen`, or use the bundle that they were generated for";
+    same_circuit(&label(bundle_path), &bundle.circuit, &label(key_path), &info.circuit, advice)?;
+    if bundle.parameters != info.parameters {
+        return Err(RuntimeError::Mismatch {
+            left: label(bundle_path),
+            right: label(key_path),
+            reason: "they have different parameters; generate keys for this model".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Encrypts one sample.
+///
+/// # Errors
+/// A file is not usable, files do not belong together, or the data is not what the model takes.
+pub fn encrypt(args: &EncryptArgs) -> Result<()> {
+    check_writable(&args.output)?;
+    let bundle = ClientBundle::load(&args.bundle)?;
+    let key = ClientKey::load(&args.key)?;
+    check_key(&args.bundle, &bundle, &args.key, &key.info)?;
+    let names: Vec<&str> = bundle.prologue.inputs.iter().map(|(name, _)| name.as_str()).collect();
+    let sample = npz::sample(&npz::read(&args.input, &names)?, args.sample)?;
+    let (inputs, encoded) = client::encrypt(&bundle, &key, &sample)?;
+    inputs.save(&args.output)?;
+    for (name, count) in encoded.clamped.iter().filter(|(_, count)| *count > 0) {
+        eprintln!("warning: {count} values of `{name}` lay outside the calibrated range and were clamped to it");
+    }
+    eprintln!("{} ciphertexts in {}, {}", encoded.phases.len(), label(&args.output), size_of(&args.output));
+    Ok(())
+}
+
+/// A progress bar on standard error.
+pub struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    /// A bar for `total` blind rotations.
+    #[must_use]
+    pub fn new(total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        let template = "{wide_bar} {pos}/{len} PBS, {per_sec}, {eta} left  {msg:30!}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn step(&self, name: &str, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_message(name.to_owned());
+    }
+
+    fn advance(&self, count: u64) {
+        self.bar.inc(count);
+    }
+}
+
+/// Checks that circuit, server key and input belong together.
+fn check_run(args: &RunArgs, digest: &str, key: &KeyInfo, input: &CiphertextInfo) -> Result<()> {
+    let (circuit, key_label, input_label) = (label(&args.circuit), label(&args.key), label(&args.input));
+    let advice = "use the circuit that the keys were generated for, or generate keys for this one";
+    same_circuit(&circuit, digest, &key_label, &key.circuit, advice)?;
+    let advice = "encrypt the input again, with the bundle of this circuit";
+    same_circuit(&circuit, digest, &input_label, &input.circuit, advice)?;
+    let advice = "use the server key that goes with the client key of the input";
+    same_key(&input_label, &input.key, &key_label, &key.id, advice)
+}
+
+/// Runs a circuit on ciphertexts.
+///
+/// # Errors
+/// A file is not usable, or files do not belong together.
+pub fn run(args: &RunArgs) -> Result<()> {
+    check_writable(&args.output)?;
+    let (circuit, digest) = Circuit::load(&args.circuit)?;
+    let input = EncryptedInputs::load(&args.input)?;
+    let key = ServerKey::load(&args.key)?;
+    check_run(args, &digest, &key.info, &input.info)?;
+    let ports: Vec<(String, usize)> = circuit.inputs.iter().map(|(n, b)| (n.clone(), b.len as usize)).collect();
+    if input.info.ports != ports {
+        let (found, wanted) = (&input.info.ports, &ports);
+        return Err(RuntimeError::Input(format!("the input has {found:?} where the circuit takes {wanted:?}")));
+    }
+    let info = CiphertextInfo {
+        key: key.info.id.clone(),
+        circuit: digest,
+        ports: circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect(),
+    };
+    let pool = thread_pool(args.threads)?;
+    let start = Instant::now();
+    let lwes = pool.install(|| execute(&circuit, key, &input))?;
+    EncryptedOutputs { info, lwes }.save(&args.output)?;
+    eprintln!(
+        "{} PBS on {} threads in {} ({:.1} s); result in {}, {}",
+        circuit.pbs_count(),
+        pool.current_num_threads(),
+        HumanDuration(start.elapsed()),
+        start.elapsed().as_secs_f64(),
+        label(&args.output),
+        size_of(&args.output),
+    );
+    Ok(())
+}
+
+fn execute(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs) -> Result<Vec<u64>> {
+    let inputs = input.expand(&circuit.parameters)?;
+    let backend = CpuBackend::new(key.expand());
+    let executor = Executor::new(circuit, &backend)?;
+    let bar = Bar::new(circuit.pbs_count());
+    let outputs = executor.run(&inputs, &bar);
+    bar.finish();
+    outputs
+}
+
+/// Decrypts a result and prints it.
+///
+/// # Errors
+/// A file is not usable, or files do not belong together.
+pub fn decrypt(args: &DecryptArgs) -> Result<()> {
+    let bundle = ClientBundle::load(&args.bundle)?;
+    let key = ClientKey::load(&args.key)?;
+    check_key(&args.bundle, &bundle, &args.key, &key.info)?;
+    let result = EncryptedOutputs::load(&args.input, &bundle.parameters)?;
+    let advice = "the result was computed by another circuit; decrypt it with that one's bundle";
+    same_circuit(&label(&args.bundle), &bundle.circuit, &label(&args.input), &result.info.circuit, advice)?;
+    let advice = "decrypt with the key that the input was encrypted with";
+    same_key(&label(&args.key), &key.info.id, &label(&args.input), &result.info.key, advice)?;
+    let rounding = if args.raw { Rounding::Raw } else { Rounding::Modelled };
+    let outputs = client::decrypt(&bundle, &key, &result, rounding)?;
+    let text = if args.json { json(&outputs, rounding)? } else { table(&outputs) };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").map_err(io("write to", Path::new("standard output")))
+}
+
+/// `{"outputs": {NAME: {"shape": [..], "data": [..]}}, "rounded": bool}`, data row-major.
+fn json(outputs: &[Named], rounding: Rounding) -> Result<String> {
+    let entries: serde_json::Map<String, serde_json::Value> = outputs
+        .iter()
+        .map(|(name, value)| {
+            let data: Vec<f64> = value.iter().copied().collect();
+            (name.clone(), serde_json::json!({ "shape": value.shape(), "data": data }))
+        })
+        .collect();
+    let whole = serde_json::json!({ "outputs": entries, "rounded": rounding == Rounding::Modelled });
+    serde_json::to_string(&whole).map_err(|e| RuntimeError::Internal(e.to_string()))
+}
+
+/// Values of a tensor that are printed for people.
+const SHOWN: usize = 64;
+
+fn table(outputs: &[Named]) -> String {
+    let line = |(name, value): &Named| {
+        let shown: Vec<String> = value.iter().take(SHOWN).map(|v| format!("{v:.6}")).collect();
+        let more = value.len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" … ({more} more; --json has all)") };
+        format!("{name} {:?}: {}{more}", value.shape(), shown.join(" "))
+    };
+    outputs.iter().map(line).collect::<Vec<_>>().join("\n")
+}
