@@ -1,10 +1,11 @@
 //! The file format of keys and ciphertexts: a magic number, a JSON header, and words of 64 bits.
 //!
 //! ```text
-//! 8 bytes  "thexdata"
-//! 4 bytes  length of the header, little endian
-//! header   JSON {kind, version, words, sha256, body}
-//! words    u64, little endian, exactly `words` of them; `sha256` is their digest
+//! 8 bytes   "thexdata"
+//! 64 bytes  SHA-256, in hex, of all that follows
+//! 4 bytes   length of the header, little endian
+//! header    JSON {kind, version, words, body}
+//! words     u64, little endian, exactly `words` of them
 //! ```
 //!
 //! tfhe's own serialization was not taken: lengths inside the stream decide allocations there, while here
@@ -20,6 +21,8 @@ use thex_circuit::file::{digest, read_limited, write_atomic};
 use crate::error::{Result, RuntimeError};
 
 const MAGIC: &[u8; 8] = b"thexdata";
+/// Where the content starts, after the magic number and the digest.
+const START: usize = MAGIC.len() + 64;
 const VERSION: u32 = 1;
 const MAX_HEADER_BYTES: usize = 1 << 22;
 /// No file larger than this is read into memory.
@@ -30,7 +33,6 @@ struct Header<T> {
     kind: String,
     version: u32,
     words: u64,
-    sha256: String,
     body: T,
 }
 
@@ -39,7 +41,6 @@ struct Head {
     kind: String,
     version: u32,
     words: u64,
-    sha256: String,
 }
 
 fn malformed(path: &Path, kind: &'static str, reason: impl Into<String>) -> RuntimeError {
@@ -49,32 +50,31 @@ fn malformed(path: &Path, kind: &'static str, reason: impl Into<String>) -> Runt
 /// Writes a file, whole or not at all.
 pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], private: bool) -> Result<()> {
     let count: usize = words.iter().map(|w| w.len()).sum();
-    let mut payload = Vec::with_capacity(count * 8);
-    for word in words.iter().flat_map(|w| w.iter()) {
-        payload.extend_from_slice(&word.to_le_bytes());
-    }
-    let header = Header {
-        kind: kind.to_owned(),
-        version: VERSION,
-        words: count as u64,
-        sha256: digest(&payload),
-        body,
-    };
+    let header = Header { kind: kind.to_owned(), version: VERSION, words: count as u64, body };
     let header = serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))?;
     let length = u32::try_from(header.len()).map_err(|e| RuntimeError::Internal(e.to_string()))?;
-    let mut bytes = Vec::with_capacity(12 + header.len() + payload.len());
+    let mut bytes = Vec::with_capacity(START + 4 + header.len() + count * 8);
     bytes.extend_from_slice(MAGIC);
+    bytes.resize(START, 0);
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&header);
-    bytes.append(&mut payload);
+    for word in words.iter().flat_map(|w| w.iter()) {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    let sum = digest(&bytes[START..]);
+    bytes[MAGIC.len()..START].copy_from_slice(sum.as_bytes());
     Ok(write_atomic(path, &bytes, private)?)
 }
 
-/// Splits a file into its header and its payload, without trusting either.
+/// Splits a file into its header and its words, and checks its digest.
 fn split(bytes: &[u8]) -> std::result::Result<(&[u8], &[u8]), &'static str> {
     let truncated = "it is truncated: copy or generate it again";
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is no key or ciphertext of thex")?;
-    let (length, rest) = rest.split_first_chunk::<4>().ok_or(truncated)?;
+    let (sum, content) = rest.split_at_checked(START - MAGIC.len()).ok_or(truncated)?;
+    if digest(content).as_bytes() != sum {
+        return Err("it is truncated or was altered: copy or generate it again");
+    }
+    let (length, rest) = content.split_first_chunk::<4>().ok_or(truncated)?;
     let length = u32::from_le_bytes(*length) as usize;
     if length > MAX_HEADER_BYTES {
         return Err("its header is damaged");
@@ -82,7 +82,7 @@ fn split(bytes: &[u8]) -> std::result::Result<(&[u8], &[u8]), &'static str> {
     rest.split_at_checked(length).ok_or(truncated)
 }
 
-/// Reads a file of this kind; the words are checked against the digest in the header.
+/// Reads a file of this kind.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, kind: &'static str) -> Result<(T, Vec<u64>)> {
     let bytes = read_limited(path, MAX_FILE_BYTES)?;
     let (header, payload) = split(&bytes).map_err(|reason| malformed(path, kind, reason))?;
@@ -98,9 +98,6 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, kind: &'static str) -> Resu
     if head.words.checked_mul(8) != Some(payload.len() as u64) {
         let reason = "it is truncated, or has something appended: copy or generate it again";
         return Err(malformed(path, kind, reason));
-    }
-    if digest(payload) != head.sha256 {
-        return Err(malformed(path, kind, "its content was altered: copy or generate it again"));
     }
     let full: Header<T> = serde_json::from_slice(header).map_err(damaged)?;
     let (chunks, _) = payload.as_chunks::<8>();

@@ -109,20 +109,31 @@ pub(crate) fn big_noise(parameters: &Parameters) -> DynamicDistribution<u64> {
 /// # Errors
 /// The bundle's parameters are refused.
 pub fn generate(bundle: &ClientBundle, seed: Option<u128>) -> Result<(ClientKey, ServerKey)> {
-    bundle.parameters.check()?;
     let mut seeder = seeder(seed);
-    let seeder = seeder.as_mut();
-    let info = KeyInfo {
-        id: seed_to_hex(seeder.seed()),
-        circuit: bundle.circuit.clone(),
-        parameters: bundle.parameters,
-    };
-    let client = ClientKey::new(info, seeder);
-    let server = ServerKey::new(&client, seeder);
+    let client = ClientKey::generate_from(bundle, seeder.as_mut())?;
+    let server = ServerKey::new(&client, seeder.as_mut());
     Ok((client, server))
 }
 
 impl ClientKey {
+    /// Generates the secret half alone: [`generate`] with the same seed gives the same.
+    ///
+    /// # Errors
+    /// The bundle's parameters are refused.
+    pub fn generate(bundle: &ClientBundle, seed: Option<u128>) -> Result<Self> {
+        Self::generate_from(bundle, seeder(seed).as_mut())
+    }
+
+    fn generate_from(bundle: &ClientBundle, seeder: &mut dyn Seeder) -> Result<Self> {
+        bundle.parameters.check()?;
+        let info = KeyInfo {
+            id: seed_to_hex(seeder.seed()),
+            circuit: bundle.circuit.clone(),
+            parameters: bundle.parameters,
+        };
+        Ok(Self::new(info, seeder))
+    }
+
     fn new(info: KeyInfo, seeder: &mut dyn Seeder) -> Self {
         let mut generator = SecretRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed());
         let p = &info.parameters;

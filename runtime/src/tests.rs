@@ -264,3 +264,219 @@ fn fft_product_is_precise() {
     println!("fft error 2^{:.1}", worst.log2());
     assert!(worst < (-33.0_f64).exp2());
 }
+
+mod circuits {
+    //! A hand-built circuit with all five instructions, on ciphertexts and simulated.
+    use super::*;
+    use crate::progress::Counter;
+    use crate::{Executor, Simulation, Simulator};
+    use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, Pack, Pbs, Provenance};
+    use thex_circuit::{Circuit, Instruction};
+
+    const N: usize = 2048;
+    const SLOTS: usize = 4;
+    const STRIDE: usize = 512;
+
+    fn block(start: usize, len: usize) -> Block {
+        Block { start: start as u32, len: len as u32 }
+    }
+
+    fn addresses(range: std::ops::Range<usize>) -> Vec<u32> {
+        range.map(|a| a as u32).collect()
+    }
+
+    /// 12 inputs: 8 become look-up arguments by a linear map, 4 are packed (one slot stays empty); the looked-up
+    /// values are arguments of products; a last linear map sums products.
+    pub(super) fn all_five() -> Circuit {
+        let linear = Linear {
+            dst: block(12, 8),
+            outputs: 4,
+            operands: 4,
+            gather: addresses(0..8),
+            set: vec![0, 1],
+            weights: (0..32).map(|i| if i % 5 == 0 { 2 } else { i % 3 - 1 }).collect(),
+            bias: vec![torus(0.25); 8],
+        };
+        let first = Keyswitch { dst: block(0, 8), domain: N as u32, gather: addresses(12..20) };
+        // f(x) = a quarter of the phase's distance to 1/4, moved into a box of 512 positions: ±1/32 around 1/16.
+        let table: Vec<i32> = (0..N as i32).map(|j| (1 << 28) + ((j - 1024) << 17)).collect();
+        let negated: Vec<i32> = (0..N as i32).map(|j| (1 << 28) - ((j - 1024) << 17)).collect();
+        let pbs = Pbs {
+            dst: block(20, 8),
+            argument: addresses(0..8),
+            table_of: (0..8).map(|i| i % 2).collect(),
+            tables: [table, negated].concat(),
+        };
+        let second = Keyswitch { dst: block(8, 8), domain: STRIDE as u32, gather: addresses(20..28) };
+        let pack = Pack {
+            dst: block(0, 2),
+            slots: SLOTS as u32,
+            stride: STRIDE as u32,
+            gather: vec![8, 9, ABSENT, 10, 11, 8, 9, 10],
+        };
+        let product = LutProduct {
+            dst: block(28, 8 * SLOTS),
+            slots: SLOTS as u32,
+            stride: STRIDE as u32,
+            argument: addresses(8..16),
+            accumulator: (0..8).map(|i| i % 2).collect(),
+            table_of: vec![0; 8],
+            tables: (0..STRIDE as i32).map(|e| (e - 256) / 4).collect(),
+        };
+        let sum = Linear {
+            dst: block(60, 4),
+            outputs: 1,
+            operands: 8,
+            gather: (0..4).flat_map(|j| (0..8).map(move |i| 28 + i * 4 + j)).collect(),
+            set: vec![0; 4],
+            weights: vec![1; 8],
+            bias: vec![0; 4],
+        };
+        let instructions = vec![
+            Instruction::Linear(linear),
+            Instruction::Keyswitch(first),
+            Instruction::Pbs(pbs),
+            Instruction::Keyswitch(second),
+            Instruction::Pack(pack),
+            Instruction::LutProduct(product),
+            Instruction::Linear(sum),
+        ];
+        Circuit {
+            info: Default::default(),
+            parameters: Parameters::standard(),
+            inputs: vec![("a".into(), block(0, 8)), ("b".into(), block(8, 4))],
+            outputs: vec![
+                ("sums".into(), addresses(60..64)),
+                ("looked up".into(), addresses(20..28)),
+                ("products".into(), addresses(28..60)),
+            ],
+            provenance: vec![Provenance::default(); instructions.len()],
+            instructions,
+        }
+    }
+
+    fn inputs() -> Vec<u64> {
+        let a = (0..8).map(|i| torus(f64::from(i - 4) / 80.0));
+        a.chain((0..4).map(|i| torus(f64::from(i + 1) / 1024.0))).collect()
+    }
+
+    fn simulate(circuit: &Circuit, noise: NoiseModel, seed: u64) -> (Vec<u64>, Simulation) {
+        let simulation = Simulator::new(circuit, noise).unwrap().run(&inputs(), seed).unwrap();
+        (simulation.outputs(circuit), simulation)
+    }
+
+    /// Errors against the noise-free circuit, by output.
+    fn errors(outputs: &[u64], clear: &[u64]) -> [f64; 3] {
+        let e: Vec<f64> = outputs.iter().zip(clear).map(|(a, b)| turns(a.wrapping_sub(*b))).collect();
+        [deviation(&e[..4]), deviation(&e[4..12]), deviation(&e[12..])]
+    }
+
+    #[test]
+    fn executor_and_simulator_agree() {
+        let circuit = all_five();
+        let executor = Executor::new(&circuit, &SHARED.backend).unwrap();
+        let (clear, _) = simulate(&circuit, NoiseModel::silent(), 0);
+        let counter = Counter::default();
+        let (mut encrypted, mut simulated) = ([0.0; 3], [0.0; 3]);
+        let runs = 8;
+        for run in 0..runs {
+            let lwes = encrypt(&inputs()).concat();
+            let outputs = client::phases(&SHARED.client, &executor.run(&lwes, &counter).unwrap());
+            for (sum, e) in encrypted.iter_mut().zip(errors(&outputs, &clear)) {
+                *sum += e * e / f64::from(runs);
+            }
+            for seed in 0..16 {
+                let (outputs, simulation) = simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 16 + seed) as u64);
+                assert_eq!(simulation.overflow_total(), 0);
+                for (sum, e) in simulated.iter_mut().zip(errors(&outputs, &clear)) {
+                    *sum += e * e / f64::from(runs * 16);
+                }
+            }
+        }
+        assert_eq!(counter.done(), 8 * circuit.pbs_count());
+        for (what, (e, s)) in ["sums", "looked up", "products"].iter().zip(encrypted.iter().zip(&simulated)) {
+            let ratio = (e / s).sqrt();
+            println!("{what}: encrypted sd {:.3e}, ratio to simulated {ratio:.3}", e.sqrt());
+            // Few and correlated samples; a wrong sign, slot or entry would be a factor of five.
+            assert!((0.5..2.0).contains(&ratio), "{what} {ratio}");
+        }
+        // The values are far larger than the errors: signs and slots are right.
+        let spread = deviation(&clear[12..].iter().map(|&x| turns(x)).collect::<Vec<_>>());
+        assert!(spread > 4.0 * encrypted[2].sqrt(), "{spread}");
+    }
+
+    #[test]
+    fn simulation_depends_on_its_seed_alone() {
+        let circuit = all_five();
+        let noise = NoiseModel::new(&circuit.parameters);
+        assert_eq!(simulate(&circuit, noise, 3).0, simulate(&circuit, noise, 3).0);
+        assert_ne!(simulate(&circuit, noise, 3).0, simulate(&circuit, noise, 4).0);
+    }
+
+    #[test]
+    fn overflows_are_counted() {
+        let mut circuit = all_five();
+        if let Instruction::Linear(x) = &mut circuit.instructions[0] {
+            x.bias[2] = torus(-0.25);
+        }
+        let (_, simulation) = simulate(&circuit, NoiseModel::silent(), 0);
+        assert_eq!(simulation.overflows()[1], 1);
+    }
+
+    #[test]
+    fn wrong_inputs_are_errors() {
+        let circuit = all_five();
+        let executor = Executor::new(&circuit, &SHARED.backend).unwrap();
+        assert!(executor.run(&[0; 2049], &crate::progress::Silent).is_err());
+        let mut other = circuit.clone();
+        other.parameters.lwe_dimension = LweDimension(800);
+        assert!(Executor::new(&other, &SHARED.backend).is_err());
+        assert!(Simulator::new(&circuit, NoiseModel::silent()).unwrap().run(&[0; 3], 0).is_err());
+    }
+
+    #[test]
+    #[ignore = "prints times; run it alone"]
+    fn print_times() {
+        let times = crate::calibrate::measure(Parameters::standard(), 0).unwrap();
+        println!("{times:#?}");
+        let mut circuit = all_five();
+        circuit.instructions.truncate(4);
+        let (pbs, ks) = (10_000, 10_000);
+        circuit.instructions[1] = Instruction::Keyswitch(Keyswitch {
+            dst: block(0, ks),
+            domain: N as u32,
+            gather: (0..ks).map(|i| 12 + (i % 8) as u32).collect(),
+        });
+        circuit.instructions[2] = Instruction::Pbs(Pbs {
+            dst: block(20, pbs),
+            argument: addresses(0..pbs),
+            table_of: vec![0; pbs],
+            tables: vec![5; N],
+        });
+        circuit.instructions[3] = Instruction::Pack(Pack {
+            dst: block(0, 100),
+            slots: 8,
+            stride: 256,
+            gather: addresses(20..820),
+        });
+        circuit.instructions.push(Instruction::LutProduct(LutProduct {
+            dst: block(20 + pbs, 80_000),
+            slots: 8,
+            stride: 256,
+            argument: addresses(0..10_000),
+            accumulator: (0..10_000).map(|i| i % 100).collect(),
+            table_of: vec![0; 10_000],
+            tables: vec![3; 256],
+        }));
+        circuit.provenance = vec![Provenance::default(); circuit.instructions.len()];
+        circuit.outputs.clear();
+        println!("estimate {} s", times.estimate(&circuit));
+        let simulator = Simulator::new(&circuit, NoiseModel::new(&circuit.parameters)).unwrap();
+        let mut state = Simulation::default();
+        for _ in 0..3 {
+            let start = std::time::Instant::now();
+            simulator.run_into(&inputs(), 1, &mut state).unwrap();
+            println!("simulated in {:?}", start.elapsed());
+        }
+    }
+}

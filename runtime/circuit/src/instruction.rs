@@ -245,8 +245,6 @@ pub struct CircuitInfo {
     pub approximations: Vec<String>,
     /// Root mean square error of the output that the noise model predicts, in units of the output.
     pub predicted_output_error: Option<f64>,
-    /// Seconds predicted on the machine that compiled it, if it was timed.
-    pub estimated_seconds: Option<f64>,
 }
 
 /// A serialized HE circuit.

@@ -1,0 +1,254 @@
+//! Keys and ciphertexts as files: round trips, permissions, and every way in which a file can be wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use ndarray::{ArrayD, IxDyn};
+use ndarray_npy::NpzWriter;
+use thex_circuit::clear::ClearGraph;
+use thex_circuit::instruction::{Block, Linear, Provenance};
+use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Parameters, Port};
+use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::{ClientKey, EncryptedInputs, EncryptedOutputs, ErrorKind, ServerKey, client};
+
+/// y = 3·x₀ − x₁ + 1, on two elements.
+fn circuit() -> Circuit {
+    Circuit {
+        info: Default::default(),
+        parameters: Parameters::standard(),
+        inputs: vec![("x".into(), Block { start: 0, len: 2 })],
+        outputs: vec![("y".into(), vec![2])],
+        instructions: vec![Instruction::Linear(Linear {
+            dst: Block { start: 2, len: 1 },
+            outputs: 1,
+            operands: 2,
+            gather: vec![0, 1],
+            set: vec![0],
+            weights: vec![3, -1],
+            bias: vec![1 << 60],
+        })],
+        provenance: vec![Provenance::default()],
+    }
+}
+
+fn bundle(digest: &str) -> ClientBundle {
+    let encoding = Encoding { scale: 16.0, offset: 0.0 };
+    ClientBundle {
+        circuit: digest.into(),
+        model: "linear.onnx".into(),
+        parameters: Parameters::standard(),
+        prologue: ClearGraph::identity(&[("x".into(), vec![1, 2])]),
+        inputs: vec![Port {
+            name: "x".into(),
+            shape: vec![1, 2],
+            encodings: vec![encoding; 2],
+            ranges: vec![(-1.0, 1.0); 2],
+            noise: Vec::new(),
+        }],
+        outputs: vec![Port {
+            name: "y".into(),
+            shape: vec![1],
+            encodings: vec![encoding],
+            ranges: Vec::new(),
+            noise: vec![1e-3],
+        }],
+        epilogue: ClearGraph::identity(&[("y".into(), vec![1])]),
+    }
+}
+
+struct Work {
+    folder: tempfile::TempDir,
+}
+
+impl Work {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// One compiled model with keys, made by the commands.
+static WORK: LazyLock<Work> = LazyLock::new(|| {
+    let work = Work { folder: tempfile::tempdir().unwrap() };
+    let bytes = circuit().to_bytes().unwrap();
+    std::fs::write(work.path("m.circuit"), &bytes).unwrap();
+    let digest = thex_circuit::file::digest(&bytes);
+    std::fs::write(work.path("m.client"), bundle(&digest).to_bytes().unwrap()).unwrap();
+    std::fs::write(work.path("other.client"), bundle(&"1".repeat(64)).to_bytes().unwrap()).unwrap();
+    commands::keygen(&KeygenArgs { bundle: work.path("m.client"), output: work.path("keys"), seed: Some(7) }).unwrap();
+    let mut writer = NpzWriter::new(File::create(work.path("data.npz")).unwrap());
+    let x = ArrayD::from_shape_vec(IxDyn(&[3, 2]), vec![0.5_f32, 0.25, -1.0, 1.0, 7.0, 0.0]).unwrap();
+    writer.add_array("x", &x).unwrap();
+    writer.finish().unwrap();
+    encrypt(&work, "m.client", 0, "in.ct").unwrap();
+    work
+});
+
+fn encrypt(work: &Work, bundle: &str, sample: usize, output: &str) -> thex_runtime::Result<()> {
+    commands::encrypt(&EncryptArgs {
+        bundle: work.path(bundle),
+        key: work.path("keys/client.key"),
+        input: work.path("data.npz"),
+        sample,
+        output: work.path(output),
+    })
+}
+
+fn run(work: &Work, input: &str, key: &str, output: &str) -> thex_runtime::Result<()> {
+    commands::run(&RunArgs {
+        circuit: work.path("m.circuit"),
+        key: work.path(key),
+        input: work.path(input),
+        output: work.path(output),
+        threads: 0,
+    })
+}
+
+fn decrypt(work: &Work, bundle: &str, input: &str) -> thex_runtime::Result<()> {
+    commands::decrypt(&DecryptArgs {
+        bundle: work.path(bundle),
+        key: work.path("keys/client.key"),
+        input: work.path(input),
+        json: true,
+        raw: false,
+    })
+}
+
+#[test]
+fn whole_chain_computes() {
+    let work = &*WORK;
+    run(work, "in.ct", "keys/server.key", "out.ct").unwrap();
+    decrypt(work, "m.client", "out.ct").unwrap();
+    let bundle = ClientBundle::load(&work.path("m.client")).unwrap();
+    let key = ClientKey::load(&work.path("keys/client.key")).unwrap();
+    let result = EncryptedOutputs::load(&work.path("out.ct"), &bundle.parameters).unwrap();
+    for rounding in [client::Rounding::Modelled, client::Rounding::Raw] {
+        let outputs = client::decrypt(&bundle, &key, &result, rounding).unwrap();
+        assert_eq!(outputs[0].0, "y");
+        assert!((outputs[0].1[[0]] - 2.25).abs() < 1e-3);
+    }
+    let rounded = client::decrypt(&bundle, &key, &result, client::Rounding::Modelled).unwrap()[0].1[[0]];
+    assert!((rounded * 1024.0).fract().abs() < 1e-12);
+}
+
+#[test]
+fn values_outside_the_range_are_clamped_and_counted() {
+    let encoded = client::encode(&bundle("x"), &[("x".into(), ndarray::arr1(&[7.0, 0.5]).into_dyn())]).unwrap();
+    assert_eq!(encoded.clamped_total(), 1);
+    assert_eq!(encoded.phases[0], bundle("x").inputs[0].encodings[0].encode(1.0));
+    let error = client::encode(&bundle("x"), &[("ids".into(), ndarray::arr1(&[7.0]).into_dyn())]).unwrap_err();
+    assert!(error.to_string().contains("`x`"), "{error}");
+    assert!(client::encode(&bundle("x"), &[("x".into(), ndarray::arr1(&[f64::NAN, 0.0]).into_dyn())]).is_err());
+    assert!(client::encode(&bundle("x"), &[("x".into(), ndarray::arr1(&[1.0]).into_dyn())]).is_err());
+}
+
+#[cfg(unix)]
+#[test]
+fn client_key_is_private_and_never_overwritten() {
+    use std::os::unix::fs::PermissionsExt;
+    let work = &*WORK;
+    let mode = std::fs::metadata(work.path("keys/client.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let again = KeygenArgs { bundle: work.path("m.client"), output: work.path("keys"), seed: Some(8) };
+    assert!(commands::keygen(&again).unwrap_err().to_string().contains("there already"));
+}
+
+#[test]
+fn files_of_different_origin_are_refused_by_name() {
+    let work = &*WORK;
+    for error in [
+        encrypt(work, "other.client", 0, "x.ct").unwrap_err(),
+        decrypt(work, "other.client", "in.ct").unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(text.contains("other.client") && text.contains("client.key") && text.contains("keygen"), "{text}");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    let mut forged = EncryptedInputs::load(&work.path("in.ct")).unwrap();
+    forged.info.key = "f".repeat(32);
+    forged.save(&work.path("forged.ct")).unwrap();
+    let text = run(work, "forged.ct", "keys/server.key", "x.ct").unwrap_err().to_string();
+    assert!(text.contains("forged.ct") && text.contains("server.key"), "{text}");
+    // One kind of file in place of another.
+    assert!(run(work, "in.ct", "keys/client.key", "x.ct").unwrap_err().to_string().contains("client key"));
+    assert!(decrypt(work, "m.client", "in.ct").is_err());
+    assert!(run(work, "in.ct", "m.circuit", "x.ct").is_err());
+    assert!(encrypt(work, "m.client", 3, "x.ct").unwrap_err().to_string().contains('3'));
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_found_first() {
+    let work = &*WORK;
+    let text = run(work, "in.ct", "keys/server.key", "no/such/folder/out.ct").unwrap_err().to_string();
+    assert!(text.contains("no/such/folder/out.ct"), "{text}");
+    assert!(run(work, "absent.ct", "keys/server.key", "keys").unwrap_err().to_string().contains("folder"));
+}
+
+/// Damages a file in many ways; `load` must give an error for each.
+fn damage(path: &Path, copy: &Path, load: impl Fn(&Path) -> bool) {
+    let bytes = std::fs::read(path).unwrap();
+    let mut cuts = vec![0, 4, 8, 11, 12, 40, 200, bytes.len() / 2, bytes.len() - 8, bytes.len() - 1];
+    cuts.retain(|&c| c < bytes.len());
+    for cut in cuts {
+        std::fs::write(copy, &bytes[..cut]).unwrap();
+        assert!(!load(copy), "cut at {cut}");
+    }
+    for at in [0, 9, 13, 30, bytes.len() / 2, bytes.len() - 1] {
+        let mut other = bytes.clone();
+        other[at] ^= 0x55;
+        std::fs::write(copy, &other).unwrap();
+        assert!(!load(copy), "flipped at {at}");
+    }
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(&[0; 8]);
+    std::fs::write(copy, &longer).unwrap();
+    assert!(!load(copy), "longer");
+    std::fs::write(copy, &bytes).unwrap();
+    assert!(load(copy));
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let work = &*WORK;
+    damage(&work.path("keys/client.key"), &work.path("c"), |p| ClientKey::load(p).is_ok());
+    damage(&work.path("in.ct"), &work.path("i"), |p| EncryptedInputs::load(p).is_ok());
+    run(work, "in.ct", "keys/server.key", "damaged.ct").unwrap();
+    let parameters = Parameters::standard();
+    damage(&work.path("damaged.ct"), &work.path("o"), |p| EncryptedOutputs::load(p, &parameters).is_ok());
+    let bytes = std::fs::read(work.path("keys/server.key")).unwrap();
+    for cut in [0, 100, 5000, bytes.len() - 1] {
+        std::fs::write(work.path("s"), &bytes[..cut]).unwrap();
+        assert!(ServerKey::load(&work.path("s")).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_key_whose_dimensions_are_not_its_parameters_is_refused() {
+    let work = &*WORK;
+    let path = work.path("keys/client.key");
+    let original = std::fs::read(&path).unwrap();
+    let at = original.windows(3).position(|w| w == b"850").unwrap();
+    for (dimension, complaint) in [(b"851", "words"), (b"100", "refused parameters")] {
+        let mut bytes = original.clone();
+        bytes[at..at + 3].copy_from_slice(dimension);
+        let sum = thex_circuit::file::digest(&bytes[72..]);
+        bytes[8..72].copy_from_slice(sum.as_bytes());
+        std::fs::write(work.path("k"), &bytes).unwrap();
+        let text = ClientKey::load(&work.path("k")).err().expect("an error").to_string();
+        assert!(text.contains(complaint), "{text}");
+    }
+}
+
+#[test]
+fn seeded_keys_are_reproducible_and_others_are_not() {
+    let bundle = bundle("x");
+    let folder = tempfile::tempdir().unwrap();
+    let save = |seed: Option<u128>, name: &str| {
+        let path = folder.path().join(name);
+        ClientKey::generate(&bundle, seed).unwrap().save(&path).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(save(Some(3), "a"), save(Some(3), "b"));
+    assert_ne!(save(None, "c"), save(None, "d"));
+}
