@@ -83,12 +83,12 @@ fn encode_port(port: &Port, value: &ArrayD<f64>, phases: &mut Vec<u64>) -> Resul
     }
     let mut clamped = 0;
     for (i, (&v, encoding)) in value.iter().zip(&port.encodings).enumerate() {
-        let legal = match port.ranges.get(i) {
-            Some(&(lo, hi)) if lo <= hi => v.clamp(lo, hi),
-            _ => v,
-        };
-        clamped += usize::from(legal < v || legal > v);
-        phases.push(encoding.encode(legal));
+        if !v.is_finite() {
+            return Err(RuntimeError::Input(format!("the input makes element {i} of `{}` {v}", port.name)));
+        }
+        let (lo, hi) = port.ranges.get(i).copied().unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+        clamped += usize::from(!(lo..=hi).contains(&v));
+        phases.push(encoding.encode(v.max(lo).min(hi)));
     }
     Ok(clamped)
 }

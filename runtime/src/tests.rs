@@ -214,7 +214,9 @@ fn lut_product_multiplies_each_slot() {
     SHARED.backend.pack(&inputs, slots, stride, &mut glwe).unwrap();
     // Constant in the box but for its sign, so that noise of the argument does not show.
     let tables: Vec<i32> = (0..stride as i32).map(|e| if e < 128 { 96 } else { -96 }).collect();
-    let arguments: Vec<f64> = (0..count).map(|i| if i % 2 == 0 { 64.5 } else { 192.5 }).collect();
+    // Both halves of the box, and the neighbours on both sides, which wrap with a sign.
+    let cases = [(64.5, 0_i32, 96.0), (192.5, 0, -96.0), (320.5, 1, 96.0), (-63.5, -1, -96.0)];
+    let arguments: Vec<f64> = (0..count).map(|i| cases[i % 4].0).collect();
     let small = keyswitch(&encrypt(&arguments.iter().map(|a| torus(a / 4096.0)).collect::<Vec<_>>()));
     let instruction = LutProduct {
         dst: thex_circuit::instruction::Block { start: 0, len: (count * slots) as u32 },
@@ -234,9 +236,13 @@ fn lut_product_multiplies_each_slot() {
     let modelled = (noise.packing * 7.0 * norm * norm + noise.bootstrap).sqrt();
     let mut errors = Vec::new();
     for (i, results) in results.chunks(slots).enumerate() {
+        let (_, shift, factor) = cases[i % 4];
         for (j, &result) in results.iter().enumerate() {
-            let y = if j == 5 { 0.0 } else { values[j] };
-            errors.push(turns(result) - if i % 2 == 0 { 96.0 * y } else { -96.0 * y });
+            let slot = j as i32 + shift;
+            let sign = if (0..slots as i32).contains(&slot) { 1.0 } else { -1.0 };
+            let slot = slot.rem_euclid(slots as i32) as usize;
+            let y = if slot == 5 { 0.0 } else { values[slot] };
+            errors.push(turns(result) - sign * factor * y);
         }
     }
     let ratio = deviation(&errors) / modelled;
