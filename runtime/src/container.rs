@@ -47,6 +47,13 @@ fn malformed(path: &Path, kind: &'static str, reason: impl Into<String>) -> Runt
     RuntimeError::Malformed { path: path.to_owned(), kind, reason: reason.into() }
 }
 
+/// Bytes of a file with this header and so many words.
+pub(crate) fn file_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Result<u64> {
+    let header = Header { kind: kind.to_owned(), version: VERSION, words: words as u64, body };
+    let header = serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))?;
+    Ok((START + 4 + header.len() + words * 8) as u64)
+}
+
 /// Writes a file, whole or not at all.
 pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], private: bool) -> Result<()> {
     let count: usize = words.iter().map(|w| w.len()).sum();

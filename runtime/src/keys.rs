@@ -15,7 +15,7 @@ use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKe
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::{ClientBundle, Parameters};
 
-use crate::container::{contradiction, read, write, wrong_size};
+use crate::container::{contradiction, file_bytes, read, write, wrong_size};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
 
@@ -200,6 +200,18 @@ fn seeded_words(p: &Parameters) -> [usize; 3] {
         p.lwe_dimension.0 * p.bootstrap.level.0 * glwe * size,
         big * p.packing.level.0 * size,
     ]
+}
+
+/// Exact size of the `server.key` that these parameters give, without generating one.
+///
+/// # Errors
+/// Only if its header cannot be represented.
+pub fn server_key_bytes(parameters: &Parameters) -> Result<u64> {
+    let seed = seed_to_hex(Seed(0));
+    let info = KeyInfo { id: seed.clone(), circuit: "0".repeat(64), parameters: *parameters };
+    let seeds = Seeds { keyswitch: seed.clone(), bootstrap: seed.clone(), packing: seed };
+    let words = seeded_words(parameters).iter().sum();
+    file_bytes(SERVER_KEY, &ServerBody { info, seeds }, words)
 }
 
 impl ServerKey {

@@ -319,7 +319,7 @@ fn tables_ok(table_of: &[u32], elements: usize, entries: usize, entries_of_one: 
 fn linear_ok(x: &crate::instruction::Linear, lwe: u32) -> bool {
     let (outputs, operands, groups) = (x.outputs as usize, x.operands as usize, x.set.len());
     let Some(per_set) = outputs.checked_mul(operands) else { return false };
-    let sets = if per_set == 0 { usize::MAX } else { x.weights.len() / per_set };
+    let sets = x.weights.len().checked_div(per_set).unwrap_or(usize::MAX);
     outputs > 0
         && Some(x.dst.len as usize) == groups.checked_mul(outputs)
         && Some(x.gather.len()) == groups.checked_mul(operands)

@@ -123,19 +123,6 @@ impl Parameters {
         CiphertextModulus::new_native()
     }
 
-    /// Bytes of a seeded server key: bodies only, masks from a seed.
-    #[must_use]
-    pub fn seeded_server_key_bytes(&self) -> u64 {
-        let n = self.lwe_dimension.0 as u64;
-        let big = self.big_lwe_dimension().0 as u64;
-        let poly = self.polynomial_size.0 as u64;
-        let glwe = self.glwe_dimension.0 as u64 + 1;
-        let ksk = big * self.keyswitch.level.0 as u64;
-        let bsk = n * self.bootstrap.level.0 as u64 * glwe * poly;
-        let pksk = big * self.packing.level.0 as u64 * poly;
-        8 * (ksk + bsk + pksk)
-    }
-
     /// Refuses parameters for which the security curve was not fitted, or that tfhe cannot run.
     ///
     /// # Errors

@@ -1,0 +1,343 @@
+//! The backend: a placed graph becomes a circuit and a client bundle.
+//!
+//! Nothing is decided here. Addresses are handed out in execution order, gathers are resolved to them, look-up tables
+//! are sampled from their functions and encodings, equal tables are shared, biases become phases.
+
+mod tables;
+
+use std::collections::BTreeMap;
+
+use thex_circuit::clear::ClearGraph;
+use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
+use thex_circuit::{Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Parameters, Port};
+use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
+
+use crate::error::CompileError;
+use tables::{TableSet, lookup_table, product_table};
+
+/// What [`emit`] needs besides the graph.
+pub struct EmitOptions {
+    /// The parameters that the graph was placed for.
+    pub parameters: Parameters,
+    /// What the circuit says about itself.
+    pub info: CircuitInfo,
+}
+
+/// A circuit and its bundle, as they are written to disk.
+pub struct Emitted {
+    /// The circuit.
+    pub circuit: Circuit,
+    /// Its file.
+    pub circuit_bytes: Vec<u8>,
+    /// The client bundle.
+    pub bundle: ClientBundle,
+    /// Its file.
+    pub bundle_bytes: Vec<u8>,
+}
+
+/// Emits a placed graph.
+///
+/// # Errors
+/// [`CompileError::Internal`] when a fact that the verifier demands is missing.
+pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError> {
+    let mut emitter = Emitter {
+        graph,
+        parameters: options.parameters,
+        base: BTreeMap::new(),
+        lwe: 0,
+        small: 0,
+        glwe: 0,
+        circuit: Circuit {
+            info: options.info,
+            parameters: options.parameters,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            instructions: Vec::new(),
+            provenance: Vec::new(),
+        },
+    };
+    let order = graph.topological();
+    let is_encrypt = |id: &NodeId| matches!(graph.node(*id).op, Op::He(HeOp::Encrypt));
+    for &id in order.iter().filter(|id| is_encrypt(id)) {
+        emitter.input(id);
+    }
+    for &id in order.iter().filter(|id| !is_encrypt(id)) {
+        emitter.node(id)?;
+    }
+    emitter.outputs()?;
+    let circuit = emitter.circuit;
+    circuit.verify().map_err(CompileError::Internal)?;
+    let circuit_bytes = circuit.to_bytes()?;
+    let bundle = bundle(graph, &circuit, thex_circuit::file::digest(&circuit_bytes))?;
+    let bundle_bytes = bundle.to_bytes()?;
+    Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
+}
+
+struct Emitter<'a> {
+    graph: &'a Graph,
+    parameters: Parameters,
+    /// First address of each node in its memory.
+    base: BTreeMap<NodeId, u32>,
+    lwe: u32,
+    small: u32,
+    glwe: u32,
+    circuit: Circuit,
+}
+
+fn missing(graph: &Graph, id: NodeId, what: &str) -> CompileError {
+    CompileError::Internal(format!("`{}` has no {what}", graph.node(id).name))
+}
+
+fn encodings(graph: &Graph, id: NodeId) -> Result<&[Encoding], CompileError> {
+    let encodings = graph.node(id).facts.encodings.as_ref();
+    encodings.map(|e| e.as_slice()).ok_or_else(|| missing(graph, id, "encodings"))
+}
+
+fn take(end: &mut u32, len: usize) -> Block {
+    let block = Block { start: *end, len: len as u32 };
+    *end += len as u32;
+    block
+}
+
+impl Emitter<'_> {
+    fn input(&mut self, id: NodeId) {
+        let block = take(&mut self.lwe, self.graph.node(id).shape[0]);
+        self.base.insert(id, block.start);
+        let input = self.graph.operands(id)[0];
+        self.circuit.inputs.push((self.graph.node(input).name.clone(), block));
+    }
+
+    fn address(&self, operands: &[NodeId], address: Address) -> u32 {
+        if address == Address::ABSENT {
+            return ABSENT;
+        }
+        self.base[&operands[address.port as usize]] + address.index
+    }
+
+    fn gather(&self, id: NodeId, gather: &[Address]) -> Vec<u32> {
+        let operands = self.graph.operands(id);
+        gather.iter().map(|&a| self.address(&operands, a)).collect()
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<(), CompileError> {
+        let Op::He(op) = &self.graph.node(id).op else { return Ok(()) };
+        let len = self.graph.node(id).shape[0];
+        let (memory, instruction) = match op {
+            HeOp::Encrypt | HeOp::Decrypt { .. } => return Ok(()),
+            HeOp::Linear { map, .. } => {
+                let dst = take(&mut self.lwe, len);
+                (dst, Instruction::Linear(self.linear(id, map, dst)?))
+            }
+            HeOp::Keyswitch { gather, positions } => {
+                let dst = take(&mut self.small, len);
+                let gather = self.gather(id, gather);
+                (dst, Instruction::Keyswitch(Keyswitch { dst, domain: *positions as u32, gather }))
+            }
+            HeOp::Pbs { .. } => {
+                let dst = take(&mut self.lwe, len);
+                (dst, Instruction::Pbs(self.pbs(id, op, dst)?))
+            }
+            HeOp::Pack { gather, slots } => {
+                let dst = take(&mut self.glwe, len / slots);
+                let stride = (self.parameters.polynomial_size.0 / slots) as u32;
+                let gather = self.gather(id, gather);
+                (dst, Instruction::Pack(Pack { dst, slots: *slots as u32, stride, gather }))
+            }
+            HeOp::LutProduct { .. } => {
+                let dst = take(&mut self.lwe, len);
+                (dst, Instruction::LutProduct(self.product(id, op, dst)?))
+            }
+        };
+        self.base.insert(id, memory.start);
+        self.circuit.instructions.push(instruction);
+        self.circuit.provenance.push(self.provenance(id));
+        Ok(())
+    }
+
+    fn provenance(&self, id: NodeId) -> Provenance {
+        let node = self.graph.node(id);
+        Provenance {
+            name: node.name.clone(),
+            layer: layer_of(&node.origin, &node.name),
+            onnx: node.origin.clone(),
+            noise_bits: node.facts.noise_bits,
+        }
+    }
+
+    fn linear(&self, id: NodeId, map: &HeLinear, dst: Block) -> Result<Linear, CompileError> {
+        let weights = self.graph.node(id).facts.integers.as_ref().ok_or_else(|| missing(self.graph, id, "integers"))?;
+        let bias = encodings(self.graph, id)?.iter().zip(&map.bias).map(|(e, b)| e.encode(*b)).collect();
+        Ok(Linear {
+            dst,
+            outputs: map.outputs as u32,
+            operands: map.operands as u32,
+            gather: self.gather(id, &map.gather),
+            set: map.set.clone(),
+            weights: weights.to_vec(),
+            bias,
+        })
+    }
+
+    /// Encoding and range of each element of a keyswitch.
+    fn arguments(&self, keyswitch: NodeId) -> Result<Vec<(Encoding, (f64, f64))>, CompileError> {
+        let node = self.graph.node(keyswitch);
+        let Op::He(HeOp::Keyswitch { gather, .. }) = &node.op else {
+            return Err(missing(self.graph, keyswitch, "keyswitched arguments"));
+        };
+        let ranges = node.facts.ranges.as_ref().ok_or_else(|| missing(self.graph, keyswitch, "ranges"))?;
+        let operands = self.graph.operands(keyswitch);
+        gather
+            .iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let encodings = encodings(self.graph, operands[a.port as usize])?;
+                Ok((encodings[a.index as usize], ranges.of(i)))
+            })
+            .collect()
+    }
+
+    fn pbs(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<Pbs, CompileError> {
+        let HeOp::Pbs { chain } = op else { return Err(missing(self.graph, id, "function")) };
+        let keyswitch = self.graph.operands(id)[0];
+        let arguments = self.arguments(keyswitch)?;
+        let mut tables = TableSet::default();
+        let table_of = arguments
+            .iter()
+            .zip(encodings(self.graph, id)?)
+            .map(|((argument, range), output)| {
+                let key = [argument.scale, argument.offset, range.0, range.1, output.scale, output.offset];
+                tables.get(&key, || lookup_table(chain, argument, *range, output, &self.parameters))
+            })
+            .collect();
+        let base = self.base[&keyswitch];
+        Ok(Pbs { dst, argument: (0..dst.len).map(|i| base + i).collect(), table_of, tables: tables.entries })
+    }
+
+    fn product(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<LutProduct, CompileError> {
+        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else {
+            return Err(missing(self.graph, id, "product"));
+        };
+        let operands = self.graph.operands(id);
+        let arguments = self.arguments(operands[0])?;
+        let outputs = encodings(self.graph, id)?;
+        let stride = self.parameters.polynomial_size.0 / slots;
+        let mut tables = TableSet::default();
+        let mut table_of = Vec::with_capacity(argument.len());
+        for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
+            let gain = self.table_gain(id, operands[1], p as usize, &outputs[r * slots..(r + 1) * slots])?;
+            let (encoding, range) = arguments[a as usize];
+            let key = [encoding.scale, encoding.offset, range.0, range.1, gain];
+            table_of.push(tables.get(&key, || product_table(chain, &encoding, range, gain, stride, &self.parameters)));
+        }
+        Ok(LutProduct {
+            dst,
+            slots: *slots as u32,
+            stride: stride as u32,
+            argument: argument.iter().map(|a| self.base[&operands[0]] + a).collect(),
+            accumulator: accumulator.iter().map(|p| self.base[&operands[1]] + p).collect(),
+            table_of,
+            tables: tables.entries,
+        })
+    }
+
+    /// scale(y) ÷ scale(product), the same for all filled slots of a rotation.
+    fn table_gain(&self, id: NodeId, pack: NodeId, p: usize, outputs: &[Encoding]) -> Result<f64, CompileError> {
+        let Op::He(HeOp::Pack { gather, slots }) = &self.graph.node(pack).op else {
+            return Err(missing(self.graph, id, "pack"));
+        };
+        let operands = self.graph.operands(pack);
+        let mut gain: Option<f64> = None;
+        for (address, output) in gather[p * slots..(p + 1) * slots].iter().zip(outputs) {
+            if *address == Address::ABSENT {
+                continue;
+            }
+            let y = encodings(self.graph, operands[address.port as usize])?[address.index as usize];
+            let this = y.scale / output.scale;
+            if gain.is_some_and(|g| (this / g - 1.0).abs() > 1e-9) {
+                let name = &self.graph.node(id).name;
+                return Err(CompileError::Internal(format!("slots of a rotation of `{name}` need different tables")));
+            }
+            gain = gain.or(Some(this));
+        }
+        Ok(gain.unwrap_or(0.0))
+    }
+
+    fn outputs(&mut self) -> Result<(), CompileError> {
+        for (name, id) in &self.graph.outputs {
+            let Op::He(HeOp::Decrypt { gather }) = &self.graph.node(*id).op else {
+                return Err(missing(self.graph, *id, "decryption"));
+            };
+            let addresses = self.gather(*id, gather);
+            self.circuit.outputs.push((name.clone(), addresses));
+        }
+        Ok(())
+    }
+}
+
+fn bundle(graph: &Graph, circuit: &Circuit, digest: String) -> Result<ClientBundle, CompileError> {
+    let mut inputs = Vec::new();
+    for id in graph.ids().filter(|&id| matches!(graph.node(id).op, Op::He(HeOp::Encrypt))) {
+        let input = graph.node(graph.operands(id)[0]);
+        let ranges = graph.node(id).facts.ranges.as_ref().ok_or_else(|| missing(graph, id, "ranges"))?;
+        let encodings = encodings(graph, id)?.to_vec();
+        inputs.push(Port {
+            name: input.name.clone(),
+            shape: input.shape.clone(),
+            ranges: (0..encodings.len()).map(|i| ranges.of(i)).collect(),
+            encodings,
+            noise: Vec::new(),
+        });
+    }
+    let noise = circuit.info.predicted_output_error.unwrap_or(0.0);
+    let mut outputs = Vec::new();
+    for (name, id) in &graph.outputs {
+        let operands = graph.operands(*id);
+        let Op::He(HeOp::Decrypt { gather }) = &graph.node(*id).op else { continue };
+        let encodings = gather
+            .iter()
+            .map(|a| Ok(encodings(graph, operands[a.port as usize])?[a.index as usize]))
+            .collect::<Result<Vec<_>, CompileError>>()?;
+        outputs.push(Port {
+            name: name.clone(),
+            shape: graph.node(*id).shape.clone(),
+            noise: vec![noise; encodings.len()],
+            encodings,
+            ranges: Vec::new(),
+        });
+    }
+    let ports = |ports: &[Port]| ports.iter().map(|p| (p.name.clone(), p.shape.clone())).collect::<Vec<_>>();
+    Ok(ClientBundle {
+        circuit: digest,
+        model: circuit.info.model.clone(),
+        parameters: circuit.parameters,
+        prologue: ClearGraph::identity(&ports(&inputs)),
+        epilogue: ClearGraph::identity(&ports(&outputs)),
+        inputs,
+        outputs,
+    })
+}
+
+/// The layer that ONNX node names speak of: the first number in a path such as `/blocks.1/attn/MatMul`.
+fn layer_of(origin: &[String], name: &str) -> String {
+    let names = origin.iter().map(String::as_str).chain([name]);
+    for candidate in names {
+        for part in candidate.split(['/', '.', '_']) {
+            if !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit()) {
+                return format!("layer {part}");
+            }
+        }
+    }
+    "model".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_come_from_onnx_names() {
+        assert_eq!(layer_of(&["/blocks.1/attn/MatMul".into()], "x"), "layer 1");
+        assert_eq!(layer_of(&["/encoder/layer.11/output/Add".into()], "x"), "layer 11");
+        assert_eq!(layer_of(&["/head/Gemm".into()], "logits"), "model");
+    }
+}

@@ -1,0 +1,62 @@
+//! Look-up tables from functions and encodings.
+
+use std::collections::BTreeMap;
+
+use thex_circuit::{Encoding, Parameters};
+use thex_ir::UnaryChain;
+
+/// Tables laid end to end, equal ones once.
+#[derive(Default)]
+pub(super) struct TableSet {
+    known: BTreeMap<Vec<u64>, u32>,
+    pub(super) entries: Vec<i32>,
+}
+
+impl TableSet {
+    /// The number of the table for `key`, made by `make` the first time.
+    pub(super) fn get(&mut self, key: &[f64], make: impl FnOnce() -> Vec<i32>) -> u32 {
+        let bits: Vec<u64> = key.iter().map(|v| v.to_bits()).collect();
+        let next = self.known.len() as u32;
+        *self.known.entry(bits).or_insert_with(|| {
+            self.entries.extend(make());
+            next
+        })
+    }
+}
+
+/// The value that table position `j` stands for, held inside the calibrated range.
+fn position_value(j: usize, argument: &Encoding, (lo, hi): (f64, f64), parameters: &Parameters) -> f64 {
+    let phase = (j as f64 + 0.5) / parameters.positions() as f64;
+    (argument.offset + argument.scale * phase).clamp(lo, hi.max(lo))
+}
+
+/// N entries in units of 2^-32 of the torus.
+pub(super) fn lookup_table(
+    chain: &UnaryChain,
+    argument: &Encoding,
+    range: (f64, f64),
+    output: &Encoding,
+    parameters: &Parameters,
+) -> Vec<i32> {
+    (0..parameters.polynomial_size.0)
+        .map(|j| {
+            let value = chain.apply(position_value(j, argument, range, parameters));
+            let turns = (value - output.offset) / output.scale;
+            (turns * 4_294_967_296.0).round() as i32
+        })
+        .collect()
+}
+
+/// `stride` integers: f(x)·scale(y)/scale(product).
+pub(super) fn product_table(
+    chain: &UnaryChain,
+    argument: &Encoding,
+    range: (f64, f64),
+    gain: f64,
+    stride: usize,
+    parameters: &Parameters,
+) -> Vec<i32> {
+    (0..stride)
+        .map(|j| (chain.apply(position_value(j, argument, range, parameters)) * gain).round() as i32)
+        .collect()
+}

@@ -1,0 +1,91 @@
+//! What can go wrong when compiling.
+
+use thex_circuit::CircuitError;
+use thex_passes::PassError;
+use thex_runtime::ErrorKind;
+
+use crate::import::ImportError;
+
+/// Errors of the compiler, by kind.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The model could not be read or holds unsupported operators.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A pass could not do its work.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// A file could not be read or written, or is damaged.
+    #[error(transparent)]
+    Circuit(#[from] CircuitError),
+    /// The runtime refused.
+    #[error(transparent)]
+    Runtime(#[from] thex_runtime::RuntimeError),
+    /// Arguments or data do not fit the model.
+    #[error("{0}")]
+    Invalid(String),
+    /// A bug of thex.
+    #[error("internal error: {0}; this is a bug of thex, please report it with the model")]
+    Internal(String),
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, CompileError>;
+
+/// Kinds of error; each has its own exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file, an argument or data is not usable.
+    Invalid,
+    /// The model holds what thex cannot compile.
+    Unsupported,
+    /// No encoding or parameters satisfy what was asked for.
+    Infeasible,
+    /// A bug of thex.
+    Internal,
+}
+
+impl Kind {
+    /// A short code, printed with the error.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Invalid => "thex::invalid",
+            Self::Unsupported => "thex::unsupported",
+            Self::Infeasible => "thex::infeasible",
+            Self::Internal => "thex::internal",
+        }
+    }
+
+    /// Advice that goes with every error of the kind.
+    #[must_use]
+    pub fn help(self) -> Option<&'static str> {
+        match self {
+            Self::Invalid => None,
+            Self::Unsupported => Some("see the README for the operators and models that compile today"),
+            Self::Infeasible => Some("a larger --output-error or a smaller --margin may help"),
+            Self::Internal => Some("please report this with the model, or a smaller one that shows it"),
+        }
+    }
+}
+
+impl CompileError {
+    /// What kind of error it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Import(ImportError::Unsupported(_)) | Self::Pass(PassError::Unsupported(_)) => Kind::Unsupported,
+            Self::Import(ImportError::Internal(_)) | Self::Pass(PassError::Internal { .. }) | Self::Internal(_) => {
+                Kind::Internal
+            }
+            Self::Pass(PassError::Infeasible(_)) => Kind::Infeasible,
+            Self::Runtime(error) => match error.kind() {
+                ErrorKind::InvalidInput => Kind::Invalid,
+                ErrorKind::Unsupported => Kind::Unsupported,
+                ErrorKind::Internal => Kind::Internal,
+            },
+            Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,
+            Self::Import(_) | Self::Pass(_) | Self::Circuit(_) | Self::Invalid(_) => Kind::Invalid,
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! A compiled model against its float original, sample by sample.
+//!
+//! Three modes run the same circuit: `clear` its integers and tables without noise, `simulate` with the noise that
+//! the model predicts, `encrypted` on ciphertexts with fresh keys. The reference is always tract's own run of
+//! the ONNX file.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use ndarray::ArrayD;
+use rayon::prelude::*;
+use serde::Serialize;
+use thex_circuit::{Circuit, ClientBundle, NoiseModel};
+use thex_runtime::client::{self, Named, Rounding};
+use thex_runtime::commands::Bar;
+use thex_runtime::executor::{CpuBackend, Executor};
+use thex_runtime::{Simulator, keys, npz, simulate};
+
+use crate::error::{CompileError, Result};
+use crate::import::{self, ImportOptions, Reference};
+use crate::pipeline::{read_data, with_suffix};
+
+/// How the circuit is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// The circuit's integers and tables, without noise.
+    Clear,
+    /// The same with modelled noise.
+    Simulate,
+    /// Real keys and ciphertexts.
+    Encrypted,
+}
+
+/// What to evaluate.
+#[derive(Clone, Debug)]
+pub struct EvaluateOptions {
+    /// Prefix of `.circuit` and `.client`.
+    pub prefix: PathBuf,
+    /// The ONNX file that it was compiled from.
+    pub model: PathBuf,
+    /// Samples, and labels if there are any.
+    pub data: PathBuf,
+    /// How.
+    pub mode: Mode,
+    /// At most so many samples.
+    pub limit: Option<usize>,
+    /// Seed of simulated noise.
+    pub seed: u64,
+}
+
+/// Differences of one output from the float model's.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputScore {
+    /// Its name.
+    pub name: String,
+    /// Mean over samples of the cosine between circuit and float.
+    pub mean_cosine: f64,
+    /// Largest absolute difference.
+    pub max_abs_error: f64,
+    /// Root of the mean squared difference.
+    pub rms_error: f64,
+}
+
+/// The result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evaluation {
+    /// Samples evaluated.
+    pub samples: usize,
+    /// Share of correct classes, where the data has labels.
+    pub accuracy: Option<f64>,
+    /// The same of the float model.
+    pub float_accuracy: Option<f64>,
+    /// Share of samples with the float model's class.
+    pub agreement: f64,
+    /// Of the first output.
+    pub mean_cosine: f64,
+    /// Of the output named `logits`, else the last.
+    pub max_abs_error: f64,
+    /// Root mean square error of the same output that the noise model predicts; approximations are not in it.
+    pub predicted_rms_error: Option<f64>,
+    /// Execution, summed over samples.
+    pub seconds: f64,
+    /// Keys and encryption.
+    pub setup_seconds: f64,
+    /// Look-up arguments outside their domain, and clamped inputs. Not visible in encrypted mode, where only clamped inputs count.
+    pub overflows: u64,
+    /// Blind rotations of one sample.
+    pub pbs_count: u64,
+    /// The mode.
+    pub mode: &'static str,
+    /// Each output.
+    pub outputs: Vec<OutputScore>,
+}
+
+/// One sample's results.
+struct Outcome {
+    circuit: Vec<Named>,
+    float: Vec<Named>,
+    overflows: u64,
+    seconds: f64,
+}
+
+/// Loads a circuit and its bundle and checks that they belong together.
+///
+/// # Errors
+/// A file is damaged, or they are of different compilations.
+pub fn load_pair(prefix: &std::path::Path) -> Result<(Circuit, ClientBundle)> {
+    let (circuit_path, bundle_path) = (with_suffix(prefix, ".circuit"), with_suffix(prefix, ".client"));
+    let (circuit, digest) = Circuit::load(&circuit_path)?;
+    let bundle = ClientBundle::load(&bundle_path)?;
+    if bundle.circuit != digest {
+        return Err(CompileError::Circuit(thex_circuit::CircuitError::Mismatch {
+            left: format!("`{}`", circuit_path.display()),
+            right: format!("`{}`", bundle_path.display()),
+            reason: "they come from different compilations; compile the model again".into(),
+        }));
+    }
+    Ok((circuit, bundle))
+}
+
+/// Runs the evaluation.
+///
+/// # Errors
+/// [`CompileError`]: a file is not usable or does not fit the others.
+pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
+    let (circuit, bundle) = load_pair(&options.prefix)?;
+    let inputs = import::inputs(&options.model)?;
+    let arrays = read_data(&options.data, &inputs)?;
+    let shapes = bundle.prologue.inputs.iter().cloned().collect();
+    let reference = import::import(&options.model, &ImportOptions { shapes })?.reference;
+    let count = npz::samples(&arrays).min(options.limit.unwrap_or(usize::MAX));
+    if count == 0 {
+        return Err(CompileError::Invalid(format!("`{}` holds no sample", options.data.display())));
+    }
+    let labels = labels(&options.data, count)?;
+    let samples = (0..count)
+        .map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let start = Instant::now();
+    let (outcomes, setup) = match options.mode {
+        Mode::Encrypted => encrypted(&circuit, &bundle, &reference, &samples)?,
+        Mode::Clear => (simulated(&circuit, &bundle, &reference, &samples, NoiseModel::silent(), options.seed)?, 0.0),
+        Mode::Simulate => {
+            let noise = NoiseModel::new(&circuit.parameters);
+            (simulated(&circuit, &bundle, &reference, &samples, noise, options.seed)?, 0.0)
+        }
+    };
+    let elapsed = start.elapsed().as_secs_f64();
+    let mut evaluation = score(&outcomes, labels.as_deref())?;
+    if options.mode == Mode::Encrypted {
+        evaluation.setup_seconds = setup;
+    } else {
+        evaluation.seconds = elapsed;
+    }
+    evaluation.mode = match options.mode {
+        Mode::Clear => "clear",
+        Mode::Simulate => "simulate",
+        Mode::Encrypted => "encrypted",
+    };
+    evaluation.pbs_count = circuit.pbs_count();
+    evaluation.predicted_rms_error = circuit.info.predicted_output_error;
+    Ok(evaluation)
+}
+
+/// Gives every sample the batch axis of the model's inputs.
+fn with_batch(bundle: &ClientBundle, sample: Vec<Named>) -> Vec<Named> {
+    let shape_of = |name: &str| bundle.prologue.inputs.iter().find(|(n, _)| n == name).map(|(_, s)| s.clone());
+    sample
+        .into_iter()
+        .map(|(name, value)| {
+            let reshaped = shape_of(&name).and_then(|s| value.clone().into_shape_with_order(s).ok());
+            (name, reshaped.unwrap_or(value))
+        })
+        .collect()
+}
+
+fn labels(path: &std::path::Path, count: usize) -> Result<Option<Vec<usize>>> {
+    let Ok(arrays) = npz::read(path, &["label"]) else { return Ok(None) };
+    let Some((_, array)) = arrays.first() else { return Ok(None) };
+    let labels: Vec<usize> = array.iter().take(count).map(|&v| v as usize).collect();
+    if labels.len() < count {
+        return Err(CompileError::Invalid(format!("`{}` has fewer labels than samples", path.display())));
+    }
+    Ok(Some(labels))
+}
+
+fn simulated(
+    circuit: &Circuit,
+    bundle: &ClientBundle,
+    reference: &Reference,
+    samples: &[Vec<Named>],
+    noise: NoiseModel,
+    seed: u64,
+) -> Result<Vec<Outcome>> {
+    let simulator = Simulator::new(circuit, noise)?;
+    samples
+        .par_iter()
+        .enumerate()
+        .map(|(i, sample)| {
+            let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i as u64);
+            let inference = simulate::infer(bundle, &simulator, sample, seed)?;
+            let clamped = inference.encoded.clamped_total() as u64;
+            Ok(Outcome {
+                circuit: inference.outputs,
+                float: reference.run(sample)?,
+                overflows: inference.simulation.overflow_total() + clamped,
+                seconds: 0.0,
+            })
+        })
+        .collect()
+}
+
+fn encrypted(
+    circuit: &Circuit,
+    bundle: &ClientBundle,
+    reference: &Reference,
+    samples: &[Vec<Named>],
+) -> Result<(Vec<Outcome>, f64)> {
+    let start = Instant::now();
+    let (key, server) = keys::generate(bundle, None)?;
+    let backend = CpuBackend::new(server.expand());
+    let executor = Executor::new(circuit, &backend)?;
+    let mut setup = start.elapsed().as_secs_f64();
+    let bar = Bar::new(circuit.pbs_count() * samples.len() as u64);
+    let progress = TotalBar { bar: &bar, samples: samples.len() as u64 };
+    let mut outcomes = Vec::new();
+    for sample in samples {
+        let start = Instant::now();
+        let (input, encoded) = client::encrypt(bundle, &key, sample)?;
+        let words = input.expand(&circuit.parameters)?;
+        setup += start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let lwes = executor.run(&words, &progress)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let phases = client::phases(&key, &lwes);
+        outcomes.push(Outcome {
+            circuit: client::decode(bundle, &phases, Rounding::Raw)?,
+            float: reference.run(sample)?,
+            overflows: encoded.clamped_total() as u64,
+            seconds,
+        });
+    }
+    bar.finish();
+    Ok((outcomes, setup))
+}
+
+/// A bar over all samples: a run announces the total of one.
+struct TotalBar<'a> {
+    bar: &'a Bar,
+    samples: u64,
+}
+
+impl thex_runtime::Progress for TotalBar<'_> {
+    fn step(&self, name: &str, total: u64) {
+        thex_runtime::Progress::step(self.bar, name, total * self.samples);
+    }
+
+    fn advance(&self, count: u64) {
+        thex_runtime::Progress::advance(self.bar, count);
+    }
+}
+
+/// Index of the largest value along the last axis, for each row.
+fn argmax(value: &ArrayD<f64>) -> Vec<usize> {
+    let n = value.shape().last().copied().unwrap_or(1).max(1);
+    let flat: Vec<f64> = value.iter().copied().collect();
+    let best = |row: &[f64]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0);
+    flat.chunks(n).map(best).collect()
+}
+
+/// The output that classes are read from: `logits`, else the last.
+fn class_output(outputs: &[Named]) -> usize {
+    outputs.iter().position(|(name, _)| name == "logits").unwrap_or(outputs.len().saturating_sub(1))
+}
+
+fn share(hits: usize, of: usize) -> f64 {
+    hits as f64 / of.max(1) as f64
+}
+
+fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
+    let first = outcomes.first().map(|o| &o.float).filter(|o| !o.is_empty());
+    let first = first.ok_or_else(|| CompileError::Invalid("the model has no output".into()))?;
+    let outputs: Vec<OutputScore> =
+        (0..first.len()).map(|o| output_score(outcomes, o)).collect::<Result<_>>()?;
+    let class = class_output(first);
+    let (mut agree, mut rows, mut correct, mut float_correct) = (0, 0, 0, 0);
+    for (i, outcome) in outcomes.iter().enumerate() {
+        let (ours, theirs) = (argmax(&outcome.circuit[class].1), argmax(&outcome.float[class].1));
+        agree += ours.iter().zip(&theirs).filter(|(a, b)| a == b).count();
+        rows += ours.len();
+        if let Some(labels) = labels {
+            correct += ours.iter().filter(|&&c| c == labels[i]).count();
+            float_correct += theirs.iter().filter(|&&c| c == labels[i]).count();
+        }
+    }
+    Ok(Evaluation {
+        samples: outcomes.len(),
+        accuracy: labels.map(|_| share(correct, rows)),
+        float_accuracy: labels.map(|_| share(float_correct, rows)),
+        agreement: share(agree, rows),
+        mean_cosine: outputs[0].mean_cosine,
+        max_abs_error: outputs[class].max_abs_error,
+        predicted_rms_error: None,
+        seconds: outcomes.iter().map(|o| o.seconds).sum(),
+        setup_seconds: 0.0,
+        overflows: outcomes.iter().map(|o| o.overflows).sum(),
+        pbs_count: 0,
+        mode: "",
+        outputs,
+    })
+}
+
+fn output_score(outcomes: &[Outcome], index: usize) -> Result<OutputScore> {
+    let (mut cosines, mut largest, mut squares, mut count) = (0.0, 0.0_f64, 0.0, 0.0);
+    for outcome in outcomes {
+        let (name, float) = &outcome.float[index];
+        let ours = outcome.circuit.iter().find(|(n, _)| n == name).map(|(_, v)| v).filter(|v| v.len() == float.len());
+        let ours = ours.ok_or_else(|| {
+            CompileError::Invalid(format!("output `{name}` of the model is not one of the circuit's: is it the same model?"))
+        })?;
+        let (mut dot, mut a, mut b) = (0.0, 0.0, 0.0);
+        for (x, y) in ours.iter().zip(float) {
+            dot += x * y;
+            a += x * x;
+            b += y * y;
+            largest = largest.max((x - y).abs());
+            squares += (x - y) * (x - y);
+            count += 1.0;
+        }
+        cosines += if a > 0.0 && b > 0.0 { dot / (a * b).sqrt() } else { 0.0 };
+    }
+    Ok(OutputScore {
+        name: outcomes[0].float[index].0.clone(),
+        mean_cosine: cosines / outcomes.len() as f64,
+        max_abs_error: largest,
+        rms_error: f64::sqrt(squares / f64::max(count, 1.0)),
+    })
+}
+
+impl Evaluation {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let percent = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{:.1} %", 100.0 * v));
+        let mut out = format!(
+            "{} samples, {}: accuracy {} (float {}), agreement {:.1} %, mean cosine {:.4}, max abs error {:.4}\n",
+            self.samples,
+            self.mode,
+            percent(self.accuracy),
+            percent(self.float_accuracy),
+            100.0 * self.agreement,
+            self.mean_cosine,
+            self.max_abs_error,
+        );
+        for output in &self.outputs {
+            out += &format!(
+                "  {}: cosine {:.4}, max abs error {:.4}, rms error {:.4}{}\n",
+                output.name,
+                output.mean_cosine,
+                output.max_abs_error,
+                output.rms_error,
+                self.predicted_rms_error.map_or_else(String::new, |e| format!(" (noise model: {e:.4})")),
+            );
+        }
+        out += &format!(
+            "{} PBS a sample, {:.2} s in all, {:.2} s set-up, {} overflows\n",
+            self.pbs_count, self.seconds, self.setup_seconds, self.overflows
+        );
+        out
+    }
+}

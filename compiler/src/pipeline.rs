@@ -1,0 +1,158 @@
+//! From an ONNX file and calibration data to a circuit and a client bundle.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ndarray::{ArrayD, IxDyn};
+use thex_circuit::CircuitInfo;
+use thex_ir::Tensor;
+use thex_passes::{PassCx, PassManager, PassRecord, Precision, Profile, Samples, registry};
+use thex_runtime::npz;
+
+use crate::emit::{EmitOptions, Emitted, emit};
+use crate::error::{CompileError, Result};
+use crate::import::{self, ImportOptions, Imported, InputInfo};
+
+/// What to compile and how.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    /// The ONNX file.
+    pub model: PathBuf,
+    /// An `.npz` with one array for each input; the first axis counts samples.
+    pub calibration: PathBuf,
+    /// Which functions to substitute.
+    pub profile: Profile,
+    /// Shapes of inputs, batch included; others follow from the calibration arrays.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// How exact.
+    pub precision: Precision,
+    /// Folder for the graph after every pass.
+    pub dump_ir: Option<PathBuf>,
+}
+
+/// A compiled model, not yet on disk.
+pub struct Compiled {
+    /// Circuit and bundle.
+    pub emitted: Emitted,
+    /// What each pass did.
+    pub records: Vec<PassRecord>,
+    /// Why rewrites were made.
+    pub log: Vec<String>,
+}
+
+/// Shapes for every input: as given, else from the calibration array with batch 1.
+///
+/// # Errors
+/// [`CompileError::Invalid`] when neither tells.
+pub fn shapes(
+    inputs: &[InputInfo],
+    given: &BTreeMap<String, Vec<usize>>,
+    arrays: &[(String, ArrayD<f64>)],
+) -> Result<BTreeMap<String, Vec<usize>>> {
+    if let Some(unknown) = given.keys().find(|name| !inputs.iter().any(|i| i.name == **name)) {
+        let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+        return Err(CompileError::Invalid(format!(
+            "--shape names `{unknown}`, which is no input of the model; it has {names:?}"
+        )));
+    }
+    inputs
+        .iter()
+        .map(|input| {
+            let from_data = arrays.iter().find(|(name, _)| *name == input.name).map(|(_, array)| {
+                let mut shape = array.shape().to_vec();
+                shape[0] = 1;
+                shape
+            });
+            let shape = given.get(&input.name).cloned().or(from_data);
+            shape.map(|s| (input.name.clone(), s)).ok_or_else(|| {
+                CompileError::Invalid(format!(
+                    "the shape of input `{}` is not known: give --shape {}=1x…",
+                    input.name, input.name
+                ))
+            })
+        })
+        .collect()
+}
+
+/// One sample as the model's inputs want it.
+fn tensors(arrays: &[(String, ArrayD<f64>)], index: usize, order: &[(String, Vec<usize>)]) -> Result<Vec<Arc<Tensor>>> {
+    let sample = npz::sample(arrays, index)?;
+    order
+        .iter()
+        .map(|(name, shape)| {
+            let value = sample.iter().find(|(n, _)| n == name).map(|(_, v)| v.iter().copied().collect::<Vec<f64>>());
+            let found = sample.iter().find(|(n, _)| n == name).map(|(_, v)| v.shape().to_vec()).unwrap_or_default();
+            let tensor = ArrayD::from_shape_vec(IxDyn(shape), value.unwrap_or_default());
+            tensor.map(Arc::new).map_err(|_| {
+                CompileError::Invalid(format!(
+                    "a sample of `{name}` has shape {found:?}, the model takes {shape:?} (batch 1 in front)"
+                ))
+            })
+        })
+        .collect()
+}
+
+/// Reads the arrays of a data set that the model's inputs name.
+///
+/// # Errors
+/// The file is none, or an array is missing.
+pub fn read_data(path: &Path, inputs: &[InputInfo]) -> Result<Vec<(String, ArrayD<f64>)>> {
+    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+    Ok(npz::read(path, &names)?)
+}
+
+/// Compiles a model.
+///
+/// # Errors
+/// [`CompileError`], which says what is at fault and what to do.
+pub fn compile(options: &CompileOptions) -> Result<Compiled> {
+    let inputs = import::inputs(&options.model)?;
+    let arrays = read_data(&options.calibration, &inputs)?;
+    let shapes = shapes(&inputs, &options.shapes, &arrays)?;
+    let Imported { mut graph, .. } = import::import(&options.model, &ImportOptions { shapes })?;
+    let order: Vec<(String, Vec<usize>)> =
+        graph.inputs.iter().map(|&id| (graph.node(id).name.clone(), graph.node(id).shape.clone())).collect();
+    let count = npz::samples(&arrays);
+    let samples: Samples = Arc::new((0..count).map(|i| tensors(&arrays, i, &order)).collect::<Result<Vec<_>>>()?);
+    check_samples(&samples, &order, &options.calibration)?;
+    let mut cx = PassCx::new(options.profile, samples);
+    cx.precision = options.precision;
+    cx.teacher = Some(Arc::new(graph.clone()));
+    let manager = PassManager { dump_dir: options.dump_ir.clone(), ..PassManager::default() };
+    let records = manager.run(&registry::pipeline(), &mut graph, &mut cx)?;
+    let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let info = CircuitInfo {
+        model,
+        profile: options.profile.name().to_owned(),
+        approximations: cx.approximations.clone(),
+        predicted_output_error: cx.predicted_output_error,
+    };
+    let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info })?;
+    Ok(Compiled { emitted, records, log: cx.log })
+}
+
+fn check_samples(samples: &Samples, order: &[(String, Vec<usize>)], path: &Path) -> Result<()> {
+    if samples.is_empty() {
+        return Err(CompileError::Invalid(format!("`{}` holds no sample to calibrate on", path.display())));
+    }
+    for (i, sample) in samples.iter().enumerate() {
+        for (tensor, (name, _)) in sample.iter().zip(order) {
+            if let Some(value) = tensor.iter().find(|v| !v.is_finite()) {
+                return Err(CompileError::Invalid(format!(
+                    "`{}`: sample {i} of `{name}` holds {value}; calibration data must be finite",
+                    path.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `OUT` + suffix, literally.
+#[must_use]
+pub fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
+    let mut name = prefix.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
