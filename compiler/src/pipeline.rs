@@ -118,7 +118,6 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
-    cx.teacher = Some(Arc::new(graph.clone()));
     let manager = PassManager { dump_dir: options.dump_ir.clone(), ..PassManager::default() };
     let records = manager.run(&registry::pipeline(), &mut graph, &mut cx)?;
     let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -128,7 +127,10 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
         approximations: cx.approximations.clone(),
         predicted_output_error: cx.predicted_output_error,
     };
-    let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info })?;
+    let (Some(prologue), Some(epilogue)) = (cx.prologue, cx.epilogue) else {
+        return Err(CompileError::Internal("the model was not split into client and server".into()));
+    };
+    let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue })?;
     Ok(Compiled { emitted, records, log: cx.log })
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use thex_circuit::clear::ClearGraph;
 use thex_circuit::{NoiseModel, Parameters};
 use thex_ir::{Graph, Tensor};
 
@@ -57,7 +58,11 @@ pub struct PassCx {
     pub parameters: Parameters,
     /// Calibration samples.
     pub samples: Samples,
-    /// The model before any approximation, for least squares against it.
+    /// What the client computes before encryption; set by `split-client-server`.
+    pub prologue: Option<ClearGraph>,
+    /// What the client computes after decryption; set by `split-client-server`.
+    pub epilogue: Option<ClearGraph>,
+    /// The server's part before any approximation, for least squares against it; set by `split-client-server`.
     pub teacher: Option<Arc<Graph>>,
     /// Every change of the computed function, for the report.
     pub approximations: Vec<String>,
@@ -78,6 +83,8 @@ impl PassCx {
             precision: Precision::default(),
             parameters: Parameters::standard(),
             samples,
+            prologue: None,
+            epilogue: None,
             teacher: None,
             approximations: Vec::new(),
             log: Vec::new(),

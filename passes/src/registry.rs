@@ -3,8 +3,8 @@
 use crate::lower::{InsertBootstraps, InsertRescale};
 use crate::pass::Pass;
 use crate::transform::{
-    Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary, TheXGelu,
-    TheXLayerNorm, TheXSoftmax,
+    Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary,
+    SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
 };
 
 /// The pipeline. Passes of other profiles are skipped by the manager.
@@ -12,6 +12,7 @@ use crate::transform::{
 pub fn pipeline() -> Vec<Box<dyn Pass>> {
     vec![
         Box::new(Canonicalize),
+        Box::new(SplitClientServer),
         Box::new(TheXGelu),
         Box::new(TheXSoftmax),
         Box::new(ExactSoftmax::default()),

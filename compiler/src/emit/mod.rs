@@ -21,6 +21,10 @@ pub struct EmitOptions {
     pub parameters: Parameters,
     /// What the circuit says about itself.
     pub info: CircuitInfo,
+    /// What the client computes before encryption.
+    pub prologue: ClearGraph,
+    /// What it computes after decryption.
+    pub epilogue: ClearGraph,
 }
 
 /// A circuit and its bundle, as they are written to disk.
@@ -68,7 +72,8 @@ pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError
     let circuit = emitter.circuit;
     circuit.verify().map_err(CompileError::Internal)?;
     let circuit_bytes = circuit.to_bytes()?;
-    let bundle = bundle(graph, &circuit, thex_circuit::file::digest(&circuit_bytes))?;
+    let digest = thex_circuit::file::digest(&circuit_bytes);
+    let bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
     let bundle_bytes = bundle.to_bytes()?;
     Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
 }
@@ -274,7 +279,12 @@ impl Emitter<'_> {
     }
 }
 
-fn bundle(graph: &Graph, circuit: &Circuit, digest: String) -> Result<ClientBundle, CompileError> {
+fn bundle(
+    graph: &Graph,
+    circuit: &Circuit,
+    digest: String,
+    (prologue, epilogue): (ClearGraph, ClearGraph),
+) -> Result<ClientBundle, CompileError> {
     let mut inputs = Vec::new();
     for id in graph.ids().filter(|&id| matches!(graph.node(id).op, Op::He(HeOp::Encrypt))) {
         let input = graph.node(graph.operands(id)[0]);
@@ -305,13 +315,12 @@ fn bundle(graph: &Graph, circuit: &Circuit, digest: String) -> Result<ClientBund
             ranges: Vec::new(),
         });
     }
-    let ports = |ports: &[Port]| ports.iter().map(|p| (p.name.clone(), p.shape.clone())).collect::<Vec<_>>();
     Ok(ClientBundle {
         circuit: digest,
         model: circuit.info.model.clone(),
         parameters: circuit.parameters,
-        prologue: ClearGraph::identity(&ports(&inputs)),
-        epilogue: ClearGraph::identity(&ports(&outputs)),
+        prologue,
+        epilogue,
         inputs,
         outputs,
     })

@@ -52,11 +52,16 @@ impl Pass for InsertRescale {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let sensitivity = analyse(graph, cx)?;
+        let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+        let floored = sensitivity.floored(budget);
+        let mut guarded = Scaling::new(graph, cx, &floored);
+        guarded.collect();
+        let amplitudes = minimise(&guarded.terms, &guarded.bounds);
         let mut problem = Scaling::new(graph, cx, &sensitivity);
         problem.collect();
-        let amplitudes = minimise(&problem.terms, &problem.bounds);
         let total: f64 = problem.terms.iter().map(|t| t.value(&amplitudes)).sum::<f64>() + problem.constant;
         let shares = problem.shares(&amplitudes);
+        let worst = problem.worst(&amplitudes, total);
         let variables = problem.variables;
         let predicted = (total / sensitivity.outputs.max(1) as f64).sqrt();
         cx.predicted_output_error = Some(predicted);
@@ -64,6 +69,7 @@ impl Pass for InsertRescale {
             "modelled output error {predicted:.4} rms, outputs spread {:.4}; {shares}",
             sensitivity.output_spread
         ));
+        worst.into_iter().for_each(|line| cx.note(line));
         assign_encodings(graph, cx, &variables, &amplitudes);
         round_weights(graph)?;
         noise_bits(graph, cx);
@@ -82,7 +88,9 @@ struct Scaling<'a> {
     variables: BTreeMap<NodeId, usize>,
     bounds: Vec<(f64, f64)>,
     terms: Vec<Term>,
-    kinds: Vec<&'static str>,
+    kinds: Vec<(&'static str, NodeId)>,
+    /// Errors that no amplitude changes, by node.
+    fixed: Vec<(NodeId, f64)>,
     constant: f64,
 }
 
@@ -108,7 +116,7 @@ impl<'a> Scaling<'a> {
                 bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
             }
         }
-        Self { graph, cx, sensitivity, variables, bounds, terms: Vec::new(), kinds: Vec::new(), constant: 0.0 }
+        Self { graph, cx, sensitivity, variables, bounds, terms: Vec::new(), kinds: Vec::new(), fixed: Vec::new(), constant: 0.0 }
     }
 
     /// Scale of an element at amplitude variable 1: its range's magnitude, or the fixed scale.
@@ -118,7 +126,7 @@ impl<'a> Scaling<'a> {
         fixed_encoding(&node.op, range, self.cx).map_or_else(|| magnitude(range), |e| e.scale)
     }
 
-    fn push(&mut self, kind: &'static str, coefficient: f64, up: Option<NodeId>, down: Option<NodeId>) {
+    fn push(&mut self, kind: &'static str, at: NodeId, coefficient: f64, up: Option<NodeId>, down: Option<NodeId>) {
         if coefficient <= 0.0 {
             return;
         }
@@ -128,7 +136,7 @@ impl<'a> Scaling<'a> {
             self.constant += coefficient;
         }
         self.terms.push(Term { coefficient: if factors.is_empty() { 0.0 } else { coefficient }, factors });
-        self.kinds.push(kind);
+        self.kinds.push((kind, at));
     }
 
     fn collect(&mut self) {
@@ -161,14 +169,16 @@ impl<'a> Scaling<'a> {
     fn output_noise(&mut self, id: NodeId, variance: f64) {
         let weighted: f64 =
             self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
-        self.push("output noise", variance * weighted, Some(id), None);
+        self.push("output noise", id, variance * weighted, Some(id), None);
     }
 
     fn argument_noise(&mut self, id: NodeId, variance: f64) {
         let node = self.graph.node(id);
         let Op::He(HeOp::Keyswitch { positions, .. }) = &node.op else { return };
         let reach = usable(&self.cx.parameters, *positions);
-        self.constant += variance / (reach * reach) * self.sensitivity.weighted_width(&id);
+        let error = variance / (reach * reach) * self.sensitivity.weighted_width(&id);
+        self.constant += error;
+        self.fixed.push((id, error));
     }
 
     fn packing_noise(&mut self, id: NodeId, gather: &[Address], _slots: usize, variance: f64) {
@@ -180,7 +190,7 @@ impl<'a> Scaling<'a> {
             *by_source.entry(source).or_default() += g * scale * scale;
         }
         for (source, weighted) in by_source {
-            self.push("packing", variance * weighted, Some(source), None);
+            self.push("packing", id, variance * weighted, Some(source), None);
         }
     }
 
@@ -200,7 +210,7 @@ impl<'a> Scaling<'a> {
             }
         }
         for (source, share) in by_source {
-            self.push("weight rounding", share, Some(id), Some(source));
+            self.push("weight rounding", id, share, Some(id), Some(source));
         }
     }
 
@@ -253,17 +263,17 @@ impl<'a> Scaling<'a> {
             }
         }
         for (source, coefficient) in rounding {
-            self.push("table rounding", coefficient, Some(id), Some(source));
+            self.push("table rounding", id, coefficient, Some(id), Some(source));
         }
         for (source, coefficient) in leakage {
-            self.push("packing leakage", coefficient, Some(source), None);
+            self.push("packing leakage", id, coefficient, Some(source), None);
         }
     }
 
     /// Where the error comes from, in percent.
     fn shares(&self, amplitudes: &[f64]) -> String {
         let mut by_kind: BTreeMap<&str, f64> = BTreeMap::from([("argument noise", self.constant)]);
-        for (term, kind) in self.terms.iter().zip(&self.kinds) {
+        for (term, (kind, _)) in self.terms.iter().zip(&self.kinds) {
             *by_kind.entry(kind).or_default() += term.value(amplitudes);
         }
         let total: f64 = by_kind.values().sum::<f64>().max(f64::MIN_POSITIVE);
@@ -271,6 +281,23 @@ impl<'a> Scaling<'a> {
         parts.join(", ")
     }
 }
+
+impl Scaling<'_> {
+    /// The largest sources of error, a line each.
+    fn worst(&self, amplitudes: &[f64], total: f64) -> Vec<String> {
+        let mut all: Vec<(f64, &str, NodeId)> =
+            self.terms.iter().zip(&self.kinds).map(|(t, (kind, id))| (t.value(amplitudes), *kind, *id)).collect();
+        all.extend(self.fixed.iter().map(|(id, error)| (*error, "argument noise", *id)));
+        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let line = |(error, kind, id): &(f64, &str, NodeId)| {
+            format!("{:.1} % of the error: {kind} at {}", 100.0 * error / total, self.graph.node(*id).name)
+        };
+        all.iter().take(LISTED).map(line).collect()
+    }
+}
+
+/// Sources of error that the log lists.
+const LISTED: usize = 8;
 
 /// The encoding of an element whose scale is not free.
 fn fixed_encoding(op: &Op, (lo, hi): (f64, f64), cx: &PassCx) -> Option<Encoding> {

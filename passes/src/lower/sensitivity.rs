@@ -22,6 +22,12 @@ use crate::pass::PassCx;
 /// Samples that are run backwards.
 const MAX_SAMPLES: usize = 48;
 
+/// See [`Sensitivity::floored`].
+pub const LEAST_PRECISION: f64 = 1.0 / 128.0;
+
+/// See [`Sensitivity::floored`].
+pub const FLOOR_SHARE: f64 = 0.02;
+
 /// Mean squared gradients and values of every ciphertext.
 #[derive(Clone, Debug)]
 pub struct Sensitivity {
@@ -37,6 +43,24 @@ pub struct Sensitivity {
 }
 
 impl Sensitivity {
+    /// The same with a floor under every gradient, so that a noise of [`LEAST_PRECISION`] of its range at all elements of a
+    /// node costs [`FLOOR_SHARE`] of `budget`, the variance allowed at the outputs.
+    ///
+    /// Some errors cancel to first order (the shift of a softmax is common to its row), but not when they carry a
+    /// value out of its look-up's domain. Whoever minimises error must not be told that such a value is worth nothing.
+    #[must_use]
+    pub fn floored(&self, budget: f64) -> Self {
+        let mut floored = self.clone();
+        for (id, gradient) in &mut floored.gradient {
+            let Some(widths) = self.widths.get(id) else { continue };
+            let share = FLOOR_SHARE * budget / gradient.len().max(1) as f64;
+            for (g, width) in gradient.iter_mut().zip(widths).filter(|(_, w)| **w > 0.0) {
+                *g += share / (width * LEAST_PRECISION).powi(2);
+            }
+        }
+        floored
+    }
+
     /// Σ over elements of gradient × (width of the range)²: times the variance of a noise relative to the range, this
     /// is the variance that it adds to the outputs.
     #[must_use]

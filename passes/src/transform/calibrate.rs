@@ -1,15 +1,15 @@
 //! Runs the calibration samples and records the range of every class of every private tensor.
 //!
-//! Only demanded elements count. Ranges are widened by a margin on each side; what cannot be negative (sums of
-//! exponentials or cubes, variances: the arguments of log, 1/x and 1/√x) is widened in proportion, since past the
-//! half torus a value wraps and no clamp sees it.
+//! Only demanded elements count. Ranges are widened by a margin on each side; arguments of log, 1/x and 1/√x (sums of
+//! exponentials or cubes, variances) have more headroom above, since past the half torus a value wraps and no
+//! clamp sees it. Below, the function itself is held at the least value seen, less a margin: near 0 it would explode.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use thex_ir::graph::Ranges;
-use thex_ir::{ClearOp, Graph, NodeId, Stage, UnaryFn, interpret};
+use thex_ir::{ClearOp, Graph, NodeId, Op, Stage, UnaryFn, interpret};
 
 use crate::analysis::{classes, demand, private_nodes};
 use crate::error::{PassError, Result};
@@ -104,9 +104,9 @@ impl Pass for Calibrate {
         let position: BTreeMap<NodeId, usize> = graph.topological().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
         measured.sort_by_key(|(id, _)| position[id]);
         for (id, extent) in &measured {
-            let extent = extent.clone();
-            let positive = feeds_positive_function(graph, *id);
-            let mut ranges = widen(extent, classes[id].clone(), cx.precision.margin, positive);
+            let positive = positive_users(graph, *id);
+            hold_from_below(graph, &positive, extent, cx.precision.margin);
+            let mut ranges = widen(extent, classes[id].clone(), cx.precision.margin, !positive.is_empty());
             keep_width(graph, *id, &mut ranges);
             check_finite(graph, *id, &ranges)?;
             graph.node_mut(*id).facts.ranges = Some(Arc::new(ranges));
@@ -118,15 +118,29 @@ impl Pass for Calibrate {
     }
 }
 
-/// Whether a user takes log, 1/x or 1/√x of the node, so that its values are positive and span orders of magnitude.
-fn feeds_positive_function(graph: &Graph, id: NodeId) -> bool {
+/// Users that take log, 1/x or 1/√x of the node.
+fn positive_users(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     let positive = |f: &UnaryFn| matches!(f, UnaryFn::Log | UnaryFn::Reciprocal | UnaryFn::Rsqrt);
-    graph.users(id).iter().any(|(user, _)| {
+    let takes = |user: &NodeId| {
         matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.iter().any(positive))
-    })
+    };
+    graph.users(id).into_iter().map(|(user, _)| user).filter(takes).collect()
 }
 
-fn widen(extent: Extent, class: Vec<u32>, margin: f64, positive: bool) -> Ranges {
+/// Clamps the argument of functions that explode near 0 at the least value seen, less a margin.
+fn hold_from_below(graph: &mut Graph, users: &[NodeId], extent: &Extent, margin: f64) {
+    let least = extent.lo.iter().copied().fold(f64::INFINITY, f64::min);
+    if !(least.is_finite() && least > 0.0) {
+        return;
+    }
+    for &user in users {
+        if let Op::Clear(ClearOp::Unary { chain }) = &mut graph.node_mut(user).op {
+            chain.0.insert(0, UnaryFn::Clamp { lo: least / (1.0 + 2.0 * margin), hi: f64::MAX });
+        }
+    }
+}
+
+fn widen(extent: &Extent, class: Vec<u32>, margin: f64, positive: bool) -> Ranges {
     let (mut lo, mut hi, mut rms) = (Vec::new(), Vec::new(), Vec::new());
     for c in 0..extent.lo.len() {
         if extent.count[c] < 1.0 {
@@ -137,13 +151,8 @@ fn widen(extent: Extent, class: Vec<u32>, margin: f64, positive: bool) -> Ranges
         }
         let (low, high) = (extent.lo[c], extent.hi[c]);
         let slack = margin * (high - low);
-        if positive && low > 0.0 {
-            lo.push(low / (1.0 + 2.0 * margin));
-            hi.push((high * POSITIVE_HEADROOM).max(high + slack));
-        } else {
-            lo.push(low - slack);
-            hi.push(high + slack);
-        }
+        lo.push(low - slack);
+        hi.push(if positive { (high * POSITIVE_HEADROOM).max(high + slack) } else { high + slack });
         rms.push((extent.square[c] / extent.count[c]).sqrt());
     }
     Ranges { class, lo, hi, rms }

@@ -11,6 +11,10 @@ use crate::analysis::{demand, private_nodes};
 use crate::error::Result;
 use crate::pass::{Pass, PassCx};
 
+/// Deferring may cost up to this factor: the context's bootstrap also restores precision, where a product of
+/// probabilities would follow a product, with no bootstrap of its own argument between them.
+const MOST_EXTRA: usize = 2;
+
 /// See the module.
 pub struct DeferNormalization;
 
@@ -36,7 +40,7 @@ impl Pass for DeferNormalization {
             }
             let (now, then) = (needed(product), needed(id));
             let name = graph.node(id).name.clone();
-            if then > now {
+            if then > MOST_EXTRA * now {
                 cx.note(format!("{name}: probabilities stay normalised ({now} bootstraps, {then} if deferred)"));
                 continue;
             }

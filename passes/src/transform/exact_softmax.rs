@@ -5,10 +5,15 @@
 //! maximum, m = (1/α)·ln Σ exp(α·s): then max s ≤ m ≤ max s + ln(T)/α, the second sum lies in
 //! [T^(-1/α), 1], and an error of m is common to a row and cancels. α = ½ measured best. This is exact: the
 //! shift cancels in the quotient, whatever m is.
+//!
+//! The first sum needs a small span too: 1/S₁ of its range is the error of m. Softmax does not see a constant added to
+//! a row, and subtracting the row's mean is free when the scores are q·kᵀ: the mean over t of q·k_t is q·k̄, so
+//! the keys are centred over the tokens, a linear map. Then S₁ ≥ T (arithmetic and geometric mean), and the keys'
+//! own ranges shrink by what they had in common.
 
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
-use super::{Builder, find};
+use super::{Builder, constant_and_other, find};
 use crate::error::Result;
 use crate::pass::{Pass, PassCx, Profile};
 
@@ -51,6 +56,7 @@ impl Pass for ExactSoftmax {
 impl ExactSoftmax {
     fn replace(&self, graph: &mut Graph, id: NodeId) -> Result<()> {
         let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
+        centre_keys(graph, id)?;
         let scores = graph.operands(id)[0];
         let sum = ClearOp::Reduce { reduction: Reduction::Sum, axis };
         let mut build = Builder::replacing(graph, id);
@@ -67,4 +73,33 @@ impl ExactSoftmax {
         graph.replace_uses(id, probabilities);
         Ok(())
     }
+}
+
+/// Subtracts from the keys of a softmax over q·kᵀ (scaled, masked) their mean over the tokens.
+fn centre_keys(graph: &mut Graph, id: NodeId) -> Result<()> {
+    let last = graph.node(id).shape.len() - 1;
+    if graph.clear_op(id) != Some(&ClearOp::Softmax { axis: last }) {
+        return Ok(());
+    }
+    let mut scores = graph.operands(id)[0];
+    while let Some(ClearOp::Add | ClearOp::Mul) = graph.clear_op(scores) {
+        let Some((factor, source)) = constant_and_other(graph, scores) else { return Ok(()) };
+        let uniform = factor.len() == 1 || graph.clear_op(scores) == Some(&ClearOp::Add);
+        if !uniform || graph.node(source).shape != graph.node(scores).shape || graph.users(scores).len() > 1 {
+            return Ok(());
+        }
+        scores = source;
+    }
+    if graph.clear_op(scores) != Some(&ClearOp::MatMul) || graph.users(scores).len() > 1 {
+        return Ok(());
+    }
+    let keys = graph.operands(scores)[1];
+    let mut build = Builder::replacing(graph, keys);
+    let mean = ClearOp::Reduce { reduction: Reduction::Mean, axis: last };
+    let mean = build.clear("mean", mean, &[keys])?;
+    let minus_one = build.constant("minus-one", ndarray::ArrayD::from_elem(ndarray::IxDyn(&[1]), -1.0));
+    let minus = build.clear("minus-mean", ClearOp::Mul, &[mean, minus_one])?;
+    let centred = build.clear("centred", ClearOp::Add, &[keys, minus])?;
+    graph.set_operand(scores, 1, centred);
+    Ok(())
 }
