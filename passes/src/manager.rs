@@ -90,4 +90,6 @@ impl PassManager {
     }
 }
 
-fn verify(_pass: &dyn Pass, _when: &'static str, _graph: &Graph, _cx: &PassCx) -> Result<()> { Ok(()) }
+fn verify(_pass: &dyn Pass, _when: &'static str, _graph: &Graph, _cx: &PassCx) -> Result<()> {
+    Ok(())
+}

@@ -99,11 +99,8 @@ fn encode_port(port: &Port, value: &ArrayD<f64>, phases: &mut Vec<u64>) -> Resul
 /// An input is missing, or has another shape than the model was compiled for.
 pub fn encode(bundle: &ClientBundle, inputs: &[Named]) -> Result<Encoded> {
     let graph = &bundle.prologue;
-    let values = graph
-        .inputs
-        .iter()
-        .map(|(name, shape)| pick(graph, name, shape, inputs))
-        .collect::<Result<Vec<_>>>()?;
+    let values =
+        graph.inputs.iter().map(|(name, shape)| pick(graph, name, shape, inputs)).collect::<Result<Vec<_>>>()?;
     let outputs = graph.run(&values)?;
     if outputs.len() != bundle.inputs.len() {
         return Err(RuntimeError::Internal("the bundle's prologue does not match its ports".into()));

@@ -9,10 +9,10 @@ use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pa
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
-use crate::keys::ExpandedServerKey;
 use crate::kernels::linear::LinearMap;
 use crate::kernels::rotate::{Degrees, Multipliers, Rotator, fill_table};
 use crate::kernels::switch;
+use crate::keys::ExpandedServerKey;
 use crate::progress::Progress;
 
 /// One ciphertext, as a slice of words.

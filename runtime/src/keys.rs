@@ -126,11 +126,8 @@ impl ClientKey {
 
     fn generate_from(bundle: &ClientBundle, seeder: &mut dyn Seeder) -> Result<Self> {
         bundle.parameters.check()?;
-        let info = KeyInfo {
-            id: seed_to_hex(seeder.seed()),
-            circuit: bundle.circuit.clone(),
-            parameters: bundle.parameters,
-        };
+        let info =
+            KeyInfo { id: seed_to_hex(seeder.seed()), circuit: bundle.circuit.clone(), parameters: bundle.parameters };
         Ok(Self::new(info, seeder))
     }
 
@@ -195,11 +192,7 @@ impl ClientKey {
 fn seeded_words(p: &Parameters) -> [usize; 3] {
     let big = p.big_lwe_dimension().0;
     let (size, glwe) = (p.polynomial_size.0, p.glwe_dimension.0 + 1);
-    [
-        big * p.keyswitch.level.0,
-        p.lwe_dimension.0 * p.bootstrap.level.0 * glwe * size,
-        big * p.packing.level.0 * size,
-    ]
+    [big * p.keyswitch.level.0, p.lwe_dimension.0 * p.bootstrap.level.0 * glwe * size, big * p.packing.level.0 * size]
 }
 
 /// Exact size of the `server.key` that these parameters give, without generating one.
@@ -264,9 +257,8 @@ impl ServerKey {
         if words.len() != ksk + bsk + pksk {
             return Err(wrong_size(path, SERVER_KEY, ksk + bsk + pksk, words.len()));
         }
-        let seed = |hex: &str| {
-            seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"))
-        };
+        let seed =
+            |hex: &str| seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"));
         let (a, b, c) = (seed(&body.seeds.keyswitch)?, seed(&body.seeds.bootstrap)?, seed(&body.seeds.packing)?);
         let packing = words.split_off(ksk + bsk);
         let bootstrap = words.split_off(ksk);
@@ -372,11 +364,8 @@ fn generate_packing(client: &ClientKey, key: &mut SeededLwePackingKeyswitchKeyOw
         return;
     };
     let big = client.big();
-    key.as_mut()
-        .par_chunks_mut(level * size)
-        .zip(big.as_ref().par_iter())
-        .zip(forks)
-        .for_each(|((words, &bit), mut fork)| {
+    key.as_mut().par_chunks_mut(level * size).zip(big.as_ref().par_iter()).zip(forks).for_each(
+        |((words, &bit), mut fork)| {
             let mut messages = PlaintextListOwned::new(0_u64, PlaintextCount(level * size));
             for (row, message) in messages.as_mut().chunks_exact_mut(size).enumerate() {
                 // Levels are stored from the last (least significant) to the first.
@@ -396,7 +385,8 @@ fn generate_packing(client: &ClientKey, key: &mut SeededLwePackingKeyswitchKeyOw
                 noise,
                 &mut fork,
             );
-        });
+        },
+    );
 }
 
 /// Refuses a key or ciphertext made for another circuit. `left` and `right` name the two files.

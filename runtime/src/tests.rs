@@ -141,11 +141,15 @@ fn pack_is_that_of_tfhe() {
         let mut theirs = vec![0_u64; p.glwe_words()];
         for (j, lwe) in inputs.iter().enumerate() {
             let Some(lwe) = lwe else { continue };
-            let mut one = GlweCiphertext::new(0, p.glwe_dimension.to_glwe_size(), p.polynomial_size, p.ciphertext_modulus());
+            let mut one =
+                GlweCiphertext::new(0, p.glwe_dimension.to_glwe_size(), p.polynomial_size, p.ciphertext_modulus());
             let lwe = LweCiphertext::from_container(*lwe, p.ciphertext_modulus());
             keyswitch_lwe_ciphertext_into_glwe_ciphertext(&SHARED.pksk, &lwe, &mut one);
             for mut polynomial in one.as_mut_polynomial_list().iter_mut() {
-                polynomial_algorithms::polynomial_wrapping_monic_monomial_mul_assign(&mut polynomial, MonomialDegree(j * stride));
+                polynomial_algorithms::polynomial_wrapping_monic_monomial_mul_assign(
+                    &mut polynomial,
+                    MonomialDegree(j * stride),
+                );
             }
             slice_algorithms::slice_wrapping_add_assign(&mut theirs, one.as_ref());
         }
@@ -163,7 +167,8 @@ fn packing_noise_is_modelled() {
     let glwe = GlweCiphertext::from_container(glwe, p.polynomial_size, p.ciphertext_modulus());
     let mut plain = PlaintextListOwned::new(0_u64, PlaintextCount(p.polynomial_size.0));
     decrypt_glwe_ciphertext(SHARED.client.glwe(), &glwe, &mut plain);
-    let errors: Vec<f64> = plain.as_ref().iter().enumerate().filter(|(i, _)| i % 1024 != 0).map(|(_, &x)| turns(x)).collect();
+    let errors: Vec<f64> =
+        plain.as_ref().iter().enumerate().filter(|(i, _)| i % 1024 != 0).map(|(_, &x)| turns(x)).collect();
     let ratio = deviation(&errors) / (2.0 * NoiseModel::new(&p).packing).sqrt();
     assert!((0.8..1.2).contains(&ratio), "{ratio}");
     assert!((turns(plain.as_ref()[0]) - 0.1).abs() < 1e-7);
@@ -192,11 +197,8 @@ fn other_half_of_the_torus_is_negated_and_output_noise_is_modelled() {
     let table = vec![1 << 28; 2048];
     let phases: Vec<u64> = (0..256).map(|i| torus(f64::from(i % 2) * 0.5 + 0.25)).collect();
     let results = pbs(&phases, &table);
-    let errors: Vec<f64> = results
-        .iter()
-        .enumerate()
-        .map(|(i, y)| y - if i % 2 == 0 { 1.0 / 16.0 } else { -1.0 / 16.0 })
-        .collect();
+    let errors: Vec<f64> =
+        results.iter().enumerate().map(|(i, y)| y - if i % 2 == 0 { 1.0 / 16.0 } else { -1.0 / 16.0 }).collect();
     let ratio = deviation(&errors) / NoiseModel::new(&Parameters::standard()).bootstrap.sqrt();
     println!("bootstrap noise / model {ratio:.3}");
     assert!((0.7..1.2).contains(&ratio), "{ratio}");
@@ -392,7 +394,8 @@ mod circuits {
                 *sum += e * e / f64::from(runs);
             }
             for seed in 0..16 {
-                let (outputs, simulation) = simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 16 + seed) as u64);
+                let (outputs, simulation) =
+                    simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 16 + seed) as u64);
                 assert_eq!(simulation.overflow_total(), 0);
                 for (sum, e) in simulated.iter_mut().zip(errors(&outputs, &clear)) {
                     *sum += e * e / f64::from(runs * 16);
@@ -459,12 +462,8 @@ mod circuits {
             table_of: vec![0; pbs],
             tables: vec![5; N],
         });
-        circuit.instructions[3] = Instruction::Pack(Pack {
-            dst: block(0, 100),
-            slots: 8,
-            stride: 256,
-            gather: addresses(20..820),
-        });
+        circuit.instructions[3] =
+            Instruction::Pack(Pack { dst: block(0, 100), slots: 8, stride: 256, gather: addresses(20..820) });
         circuit.instructions.push(Instruction::LutProduct(LutProduct {
             dst: block(20 + pbs, 80_000),
             slots: 8,

@@ -157,10 +157,9 @@ fn client_key_is_private_and_never_overwritten() {
 #[test]
 fn files_of_different_origin_are_refused_by_name() {
     let work = &*WORK;
-    for error in [
-        encrypt(work, "other.client", 0, "x.ct").unwrap_err(),
-        decrypt(work, "other.client", "in.ct").unwrap_err(),
-    ] {
+    for error in
+        [encrypt(work, "other.client", 0, "x.ct").unwrap_err(), decrypt(work, "other.client", "in.ct").unwrap_err()]
+    {
         let text = error.to_string();
         assert!(text.contains("other.client") && text.contains("client.key") && text.contains("keygen"), "{text}");
         assert_eq!(error.kind(), ErrorKind::InvalidInput);

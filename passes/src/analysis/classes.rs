@@ -78,9 +78,7 @@ fn of_clear(graph: &Graph, op: &ClearOp, shape: &[usize], operands: &[NodeId], c
         ClearOp::Reduce { axis, .. } => {
             let inner: usize = shapes[0][axis + 1..].iter().product();
             let n = shapes[0][*axis];
-            (0..count)
-                .map(|i| of(0, (i / inner) * n * inner + i % inner))
-                .collect()
+            (0..count).map(|i| of(0, (i / inner) * n * inner + i % inner)).collect()
         }
         ClearOp::Reshape { .. }
         | ClearOp::Transpose { .. }

@@ -48,10 +48,7 @@ pub fn broadcast_map(shape: &[usize], target: &[usize]) -> Vec<usize> {
 /// Computes the demanded elements of every node from the outputs of the model.
 #[must_use]
 pub fn demand(graph: &Graph) -> Demand {
-    let mut demand: Demand = graph
-        .ids()
-        .map(|id| (id, vec![false; graph.node(id).shape.iter().product()]))
-        .collect();
+    let mut demand: Demand = graph.ids().map(|id| (id, vec![false; graph.node(id).shape.iter().product()])).collect();
     for (_, output) in &graph.outputs {
         if let Some(flags) = demand.get_mut(output) {
             flags.fill(true);
@@ -87,7 +84,9 @@ fn needed_elements(op: &ClearOp, out: &[usize], shapes: &[&[usize]], wanted: &[b
         ClearOp::Unary { .. } => needed[0].copy_from_slice(wanted),
         ClearOp::Linear => {
             let m = out.last().copied().unwrap_or(1);
-            for (term, k) in shapes.iter().enumerate().step_by(2).take(shapes.len() / 2).map(|(i, s)| (i, s[s.len() - 1])) {
+            for (term, k) in
+                shapes.iter().enumerate().step_by(2).take(shapes.len() / 2).map(|(i, s)| (i, s[s.len() - 1]))
+            {
                 rows_needed(wanted, m, k, &mut needed[term]);
                 needed[term + 1].fill(true);
             }
@@ -149,4 +148,3 @@ fn matmul_needed(out: &[usize], shapes: &[&[usize]], wanted: &[bool], needed: &m
         }
     }
 }
-

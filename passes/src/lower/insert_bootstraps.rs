@@ -263,9 +263,10 @@ impl Bucket {
     /// Adds a group; weight sets are shared between groups with equal weights, ranges and operand magnitudes.
     fn push(&mut self, atoms: &[Atom], weights: &[f64], signature: Vec<f64>) {
         let hash = hash_of(signature.iter());
-        let known = self.seen.get(&hash).and_then(|sets| {
-            sets.iter().copied().find(|&s| self.signatures[s as usize] == signature)
-        });
+        let known = self
+            .seen
+            .get(&hash)
+            .and_then(|sets| sets.iter().copied().find(|&s| self.signatures[s as usize] == signature));
         let set = known.unwrap_or_else(|| {
             let set = self.signatures.len() as u32;
             self.seen.entry(hash).or_default().push(set);
@@ -412,8 +413,7 @@ impl Lowering<'_> {
             return result;
         }
         let keyswitch = self.argument(operand, self.size, &wanted);
-        let ranges: Vec<(f64, f64)> =
-            (0..wanted.len()).filter(|&i| wanted[i]).map(|i| self.range(id, i)).collect();
+        let ranges: Vec<(f64, f64)> = (0..wanted.len()).filter(|&i| wanted[i]).map(|i| self.range(id, i)).collect();
         let pbs = self.add(id, "pbs", HeOp::Pbs { chain: chain.clone() }, &ranges, &[keyswitch]);
         let mut next = 0;
         for (slot, _) in result.iter_mut().zip(&wanted).filter(|(_, w)| **w) {
@@ -504,7 +504,14 @@ impl Lowering<'_> {
         ranges.map_or(1.0, |r| magnitude(r.of(atom.index as usize)))
     }
 
-    fn linear_node(&mut self, id: NodeId, purpose: Purpose, outputs: usize, operands: usize, bucket: &Bucket) -> NodeId {
+    fn linear_node(
+        &mut self,
+        id: NodeId,
+        purpose: Purpose,
+        outputs: usize,
+        operands: usize,
+        bucket: &Bucket,
+    ) -> NodeId {
         let (sources, gather) = addresses(&bucket.gather.iter().map(|a| Some(*a)).collect::<Vec<_>>());
         let map = HeLinear {
             outputs,
@@ -586,15 +593,8 @@ impl Lowering<'_> {
             Rotate::Right => (operands[1], operands[0]),
         };
         let (rotated, packed) = self.emit_products(id, x, y, plan.slots, &schedule, &mut sums);
-        let site = ProductSite {
-            plan,
-            rotated,
-            packed,
-            shape,
-            left_private: left,
-            right_private: right,
-            demanded: flags,
-        };
+        let site =
+            ProductSite { plan, rotated, packed, shape, left_private: left, right_private: right, demanded: flags };
         self.products.insert(id, site);
         combine(sums)
     }
@@ -663,7 +663,12 @@ impl Lowering<'_> {
 
     /// Magnitudes that decide the scales of a rotation's products. One table serves all slots, so
     /// scale(y_j) ÷ scale(product_j) must be the same for all j: the result's own range where that holds, else y's.
-    fn product_ranges(&self, id: NodeId, rotation: &super::products::Rotation, packed: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    fn product_ranges(
+        &self,
+        id: NodeId,
+        rotation: &super::products::Rotation,
+        packed: &[(f64, f64)],
+    ) -> Vec<(f64, f64)> {
         let filled = rotation.out.len();
         let results: Vec<f64> = rotation.out.iter().map(|&o| magnitude(self.range(id, o))).collect();
         let factors: Vec<f64> = packed[..filled].iter().map(|&p| magnitude(p)).collect();

@@ -116,7 +116,17 @@ impl<'a> Scaling<'a> {
                 bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
             }
         }
-        Self { graph, cx, sensitivity, variables, bounds, terms: Vec::new(), kinds: Vec::new(), fixed: Vec::new(), constant: 0.0 }
+        Self {
+            graph,
+            cx,
+            sensitivity,
+            variables,
+            bounds,
+            terms: Vec::new(),
+            kinds: Vec::new(),
+            fixed: Vec::new(),
+            constant: 0.0,
+        }
     }
 
     /// Scale of an element at amplitude variable 1: its range's magnitude, or the fixed scale.
@@ -167,8 +177,7 @@ impl<'a> Scaling<'a> {
     }
 
     fn output_noise(&mut self, id: NodeId, variance: f64) {
-        let weighted: f64 =
-            self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
+        let weighted: f64 = self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
         self.push("output noise", id, variance * weighted, Some(id), None);
     }
 

@@ -54,12 +54,7 @@ impl MatMulShape {
     #[must_use]
     pub fn new(left: &[usize], right: &[usize]) -> Self {
         let rank = left.len();
-        Self {
-            batch: left[..rank - 2].iter().product(),
-            m: left[rank - 2],
-            k: left[rank - 1],
-            n: right[rank - 1],
-        }
+        Self { batch: left[..rank - 2].iter().product(), m: left[rank - 2], k: left[rank - 1], n: right[rank - 1] }
     }
 
     /// Element of the left operand.

@@ -70,7 +70,6 @@ impl Sensitivity {
     }
 }
 
-
 #[derive(Clone)]
 struct Totals {
     gradient: Vec<Vec<f64>>,

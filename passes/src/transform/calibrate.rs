@@ -73,10 +73,8 @@ impl Pass for Calibrate {
         let demand = demand(graph);
         let classes = classes(graph);
         let nodes: Vec<NodeId> = graph.ids().filter(|id| private.contains(id)).collect();
-        let empty: Vec<Extent> = nodes
-            .iter()
-            .map(|id| Extent::new(classes[id].iter().max().map_or(0, |m| *m as usize + 1)))
-            .collect();
+        let empty: Vec<Extent> =
+            nodes.iter().map(|id| Extent::new(classes[id].iter().max().map_or(0, |m| *m as usize + 1))).collect();
         let extents = cx
             .samples
             .par_iter()
@@ -101,7 +99,8 @@ impl Pass for Calibrate {
                 },
             )?;
         let mut measured: Vec<(NodeId, Extent)> = nodes.iter().copied().zip(extents).collect();
-        let position: BTreeMap<NodeId, usize> = graph.topological().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+        let position: BTreeMap<NodeId, usize> =
+            graph.topological().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
         measured.sort_by_key(|(id, _)| position[id]);
         for (id, extent) in &measured {
             let positive = positive_users(graph, *id);
@@ -121,9 +120,8 @@ impl Pass for Calibrate {
 /// Users that take log, 1/x or 1/√x of the node.
 fn positive_users(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     let positive = |f: &UnaryFn| matches!(f, UnaryFn::Log | UnaryFn::Reciprocal | UnaryFn::Rsqrt);
-    let takes = |user: &NodeId| {
-        matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.iter().any(positive))
-    };
+    let takes =
+        |user: &NodeId| matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.iter().any(positive));
     graph.users(id).into_iter().map(|(user, _)| user).filter(takes).collect()
 }
 

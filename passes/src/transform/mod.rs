@@ -61,11 +61,7 @@ impl<'g> Builder<'g> {
 
 /// Nodes whose tensor operation satisfies `wanted`, in execution order.
 fn find(graph: &Graph, wanted: impl Fn(&ClearOp) -> bool) -> Vec<NodeId> {
-    graph
-        .topological()
-        .into_iter()
-        .filter(|&id| matches!(&graph.node(id).op, Op::Clear(op) if wanted(op)))
-        .collect()
+    graph.topological().into_iter().filter(|&id| matches!(&graph.node(id).op, Op::Clear(op) if wanted(op))).collect()
 }
 
 /// A constant operand and the other operand of a two-operand node, whichever way round.

@@ -47,11 +47,7 @@ fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
     let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
     let scores = graph.operands(id)[0];
     let mut build = Builder::replacing(graph, id);
-    let cube = vec![
-        UnaryFn::Affine { scale: 0.5, shift: 1.0 },
-        UnaryFn::Relu,
-        UnaryFn::Power { exponent: 3 },
-    ];
+    let cube = vec![UnaryFn::Affine { scale: 0.5, shift: 1.0 }, UnaryFn::Relu, UnaryFn::Power { exponent: 3 }];
     let cubes = build.unary("cube", cube, scores)?;
     let sum = build.clear("sum", ClearOp::Reduce { reduction: Reduction::Sum, axis }, &[cubes])?;
     let inverse = build.unary("reciprocal", vec![LEAST_SUM, UnaryFn::Reciprocal], sum)?;

@@ -68,11 +68,7 @@ macro_rules! blob_of {
                 return Err(format!("tensor `{name}` has the wrong type"));
             }
             let size = std::mem::size_of::<$ty>();
-            Ok(view
-                .data()
-                .chunks_exact(size)
-                .map(|c| <$ty>::from_le_bytes(c.try_into().unwrap_or_default()))
-                .collect())
+            Ok(view.data().chunks_exact(size).map(|c| <$ty>::from_le_bytes(c.try_into().unwrap_or_default())).collect())
         }
     };
 }
@@ -80,7 +76,11 @@ blob_of!(blob_u32, read_u32, u32, Dtype::U32);
 blob_of!(blob_i32, read_i32, i32, Dtype::I32);
 blob_of!(blob_u64, read_u64, u64, Dtype::U64);
 
-fn serialize<T: Serialize>(kind: &str, body: &T, blobs: &BTreeMap<String, Blob>) -> std::result::Result<Vec<u8>, String> {
+fn serialize<T: Serialize>(
+    kind: &str,
+    body: &T,
+    blobs: &BTreeMap<String, Blob>,
+) -> std::result::Result<Vec<u8>, String> {
     let manifest = Manifest { kind: kind.to_owned(), version: FORMAT_VERSION, body };
     let text = serde_json::to_string(&manifest).map_err(|e| e.to_string())?;
     let metadata = HashMap::from([("thex".to_owned(), text)]);
@@ -93,8 +93,8 @@ fn manifest<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> std::result::Resul
         kind: String,
         version: u32,
     }
-    let (_, metadata) = SafeTensors::read_metadata(bytes)
-        .map_err(|e| format!("it is truncated or no thex file ({e:?})"))?;
+    let (_, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|e| format!("it is truncated or no thex file ({e:?})"))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get("thex"));
     let text = text.ok_or("it is a safetensors file, but not one of thex")?;
     let head: Head = serde_json::from_str(text).map_err(|e| format!("its manifest is damaged: {e}"))?;
@@ -311,9 +311,7 @@ fn below(addresses: &[u32], end: u32, absent_allowed: bool) -> bool {
 
 fn tables_ok(table_of: &[u32], elements: usize, entries: usize, entries_of_one: usize) -> bool {
     let tables = entries / entries_of_one.max(1);
-    table_of.len() == elements
-        && entries == tables * entries_of_one
-        && table_of.iter().all(|&t| (t as usize) < tables)
+    table_of.len() == elements && entries == tables * entries_of_one && table_of.iter().all(|&t| (t as usize) < tables)
 }
 
 fn linear_ok(x: &crate::instruction::Linear, lwe: u32) -> bool {
@@ -344,11 +342,8 @@ fn put_constants(blobs: &mut BTreeMap<String, Blob>, prefix: &str, graph: &Clear
 fn take_constants(tensors: &SafeTensors<'_>, prefix: &str) -> std::result::Result<Vec<Arc<Tensor>>, String> {
     let mut constants = Vec::new();
     while let Ok(view) = tensors.tensor(&format!("{prefix}.{:06}", constants.len())) {
-        let values: Vec<f64> = view
-            .data()
-            .chunks_exact(8)
-            .map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default()))
-            .collect();
+        let values: Vec<f64> =
+            view.data().chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default())).collect();
         let tensor = ArrayD::from_shape_vec(IxDyn(view.shape()), values);
         constants.push(Arc::new(tensor.map_err(|e| e.to_string())?));
     }
@@ -364,8 +359,7 @@ impl ClientBundle {
         let mut blobs = BTreeMap::new();
         put_constants(&mut blobs, "prologue", &self.prologue);
         put_constants(&mut blobs, "epilogue", &self.epilogue);
-        serialize("client bundle", self, &blobs)
-            .map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
+        serialize("client bundle", self, &blobs).map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
     }
 
     /// Reads and checks a client bundle.

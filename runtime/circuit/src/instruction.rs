@@ -208,11 +208,8 @@ impl Instruction {
         if per_set == 0 {
             return 0;
         }
-        let nonzero: Vec<u64> = linear
-            .weights
-            .chunks(per_set)
-            .map(|set| set.iter().filter(|&&w| w != 0).count() as u64)
-            .collect();
+        let nonzero: Vec<u64> =
+            linear.weights.chunks(per_set).map(|set| set.iter().filter(|&&w| w != 0).count() as u64).collect();
         linear.set.iter().map(|&s| nonzero[s as usize]).sum()
     }
 }
@@ -280,19 +277,13 @@ impl Circuit {
     /// Keyswitches of a run.
     #[must_use]
     pub fn keyswitch_count(&self) -> u64 {
-        self.instructions
-            .iter()
-            .map(Instruction::keyswitch_count)
-            .sum()
+        self.instructions.iter().map(Instruction::keyswitch_count).sum()
     }
 
     /// Linear multiply-adds on ciphertexts of a run.
     #[must_use]
     pub fn multiply_adds(&self) -> u64 {
-        self.instructions
-            .iter()
-            .map(Instruction::multiply_adds)
-            .sum()
+        self.instructions.iter().map(Instruction::multiply_adds).sum()
     }
 
     /// Work by layer, in order of first appearance.
@@ -300,16 +291,10 @@ impl Circuit {
     pub fn layers(&self) -> Vec<LayerInfo> {
         let mut layers: Vec<LayerInfo> = Vec::new();
         for (instruction, provenance) in self.instructions.iter().zip(&self.provenance) {
-            let index = layers
-                .iter()
-                .position(|l| l.name == provenance.layer)
-                .unwrap_or_else(|| {
-                    layers.push(LayerInfo {
-                        name: provenance.layer.clone(),
-                        ..LayerInfo::default()
-                    });
-                    layers.len() - 1
-                });
+            let index = layers.iter().position(|l| l.name == provenance.layer).unwrap_or_else(|| {
+                layers.push(LayerInfo { name: provenance.layer.clone(), ..LayerInfo::default() });
+                layers.len() - 1
+            });
             let layer = &mut layers[index];
             match instruction {
                 Instruction::LutProduct(_) => layer.products += instruction.pbs_count(),

@@ -9,8 +9,8 @@
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::noise_formulas::secure_noise::minimal_lwe_variance_for_132_bits_security_gaussian;
 use tfhe::core_crypto::prelude::{
-    CiphertextModulus, DecompositionBaseLog, DecompositionLevelCount, GlweDimension, LweDimension,
-    PolynomialSize, Variance,
+    CiphertextModulus, DecompositionBaseLog, DecompositionLevelCount, GlweDimension, LweDimension, PolynomialSize,
+    Variance,
 };
 
 use crate::error::{CircuitError, Result};
@@ -39,10 +39,7 @@ impl Decomposition {
     /// A decomposition in `level` digits of `base_log` bits.
     #[must_use]
     pub fn new(base_log: usize, level: usize) -> Self {
-        Self {
-            base_log: DecompositionBaseLog(base_log),
-            level: DecompositionLevelCount(level),
-        }
+        Self { base_log: DecompositionBaseLog(base_log), level: DecompositionLevelCount(level) }
     }
 }
 
@@ -83,8 +80,7 @@ impl Parameters {
     /// Dimension k·N of the big key.
     #[must_use]
     pub fn big_lwe_dimension(&self) -> LweDimension {
-        self.glwe_dimension
-            .to_equivalent_lwe_dimension(self.polynomial_size)
+        self.glwe_dimension.to_equivalent_lwe_dimension(self.polynomial_size)
     }
 
     /// Words of one LWE ciphertext under the big key.
@@ -142,11 +138,7 @@ impl Parameters {
                 "GLWE dimension {k} with polynomial size {size}: k·N must lie in {BIG_DIMENSIONS:?} and N be a power of two"
             ));
         }
-        for (name, d) in [
-            ("keyswitch", self.keyswitch),
-            ("bootstrap", self.bootstrap),
-            ("packing", self.packing),
-        ] {
+        for (name, d) in [("keyswitch", self.keyswitch), ("bootstrap", self.bootstrap), ("packing", self.packing)] {
             let (base, level) = (d.base_log.0, d.level.0);
             if base == 0 || level == 0 || base.saturating_mul(level) > 63 {
                 return refuse(format!("{name} decomposition 2^{base} × {level} is not within 1..=63 bits"));

@@ -6,10 +6,7 @@ use super::{ClearOp, Reduction, Tensor, UnaryChain};
 use crate::error::{CircuitError, Result};
 
 fn fail<T>(op: &ClearOp, reason: impl Into<String>) -> Result<T> {
-    Err(CircuitError::Eval {
-        op: op.mnemonic().to_owned(),
-        reason: reason.into(),
-    })
+    Err(CircuitError::Eval { op: op.mnemonic().to_owned(), reason: reason.into() })
 }
 
 /// numpy's broadcast of two shapes.
@@ -149,8 +146,7 @@ fn concat_shape(op: &ClearOp, shapes: &[&[usize]], axis: usize) -> Result<Vec<us
         return fail(op, "axis out of range");
     }
     for other in &shapes[1..] {
-        let fits = other.len() == shape.len()
-            && (0..shape.len()).all(|i| i == axis || other[i] == shapes[0][i]);
+        let fits = other.len() == shape.len() && (0..shape.len()).all(|i| i == axis || other[i] == shapes[0][i]);
         if !fits {
             return fail(op, format!("{:?} and {other:?}", shapes[0]));
         }
@@ -179,9 +175,7 @@ pub fn evaluate(op: &ClearOp, operands: &[&Tensor]) -> Result<Tensor> {
         ClearOp::Reduce { reduction, axis } => reduce(x, *reduction, *axis),
         ClearOp::Reshape { shape } => standard(x, shape)?,
         ClearOp::Transpose { permutation } => owned(x.view().permuted_axes(permutation.clone())),
-        ClearOp::Slice { axis, start, end } => {
-            owned(x.slice_axis(Axis(*axis), Slice::from(*start..*end)))
-        }
+        ClearOp::Slice { axis, start, end } => owned(x.slice_axis(Axis(*axis), Slice::from(*start..*end))),
         ClearOp::Concat { axis } => {
             let views: Vec<_> = operands.iter().map(|t| t.view()).collect();
             owned(shape_error(op, ndarray::concatenate(Axis(*axis), &views))?.view())
@@ -195,10 +189,7 @@ pub fn evaluate(op: &ClearOp, operands: &[&Tensor]) -> Result<Tensor> {
 }
 
 fn shape_error<T>(op: &ClearOp, result: std::result::Result<T, ndarray::ShapeError>) -> Result<T> {
-    result.map_err(|error| CircuitError::Eval {
-        op: op.mnemonic().to_owned(),
-        reason: error.to_string(),
-    })
+    result.map_err(|error| CircuitError::Eval { op: op.mnemonic().to_owned(), reason: error.to_string() })
 }
 
 /// A copy in row-major order, whatever the strides of the view.
@@ -219,10 +210,7 @@ fn map(x: &Tensor, chain: &UnaryChain) -> Tensor {
 fn rows(x: &Tensor, columns: usize) -> Result<ndarray::Array2<f64>> {
     let count = x.len().checked_div(columns).unwrap_or(0);
     let flat: Vec<f64> = x.iter().copied().collect();
-    shape_error(
-        &ClearOp::Linear,
-        ndarray::Array2::from_shape_vec((count, columns), flat),
-    )
+    shape_error(&ClearOp::Linear, ndarray::Array2::from_shape_vec((count, columns), flat))
 }
 
 fn matrix<'a>(op: &ClearOp, w: &'a Tensor) -> Result<ArrayView2<'a, f64>> {
@@ -336,13 +324,9 @@ mod tests {
     fn wrong_shapes_are_errors_not_panics() {
         let x = tensor(&[2, 3], &[0.0; 6]);
         let w = tensor(&[4, 2], &[0.0; 8]);
-        for op in [
-            ClearOp::MatMul,
-            ClearOp::Linear,
-            ClearOp::Add,
-            ClearOp::Gather { axis: 5 },
-            ClearOp::Concat { axis: 0 },
-        ] {
+        for op in
+            [ClearOp::MatMul, ClearOp::Linear, ClearOp::Add, ClearOp::Gather { axis: 5 }, ClearOp::Concat { axis: 0 }]
+        {
             assert!(evaluate(&op, &[&x, &w]).is_err(), "{op:?}");
         }
         for op in [

@@ -173,11 +173,7 @@ impl ClearGraph {
     pub fn identity(ports: &[(String, Vec<usize>)]) -> Self {
         Self {
             inputs: ports.to_vec(),
-            outputs: ports
-                .iter()
-                .enumerate()
-                .map(|(i, (name, _))| (name.clone(), i))
-                .collect(),
+            outputs: ports.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect(),
             nodes: (0..ports.len()).map(ClearNode::Input).collect(),
             constants: Vec::new(),
         }
@@ -210,9 +206,6 @@ impl ClearGraph {
             };
             values.push(value);
         }
-        self.outputs
-            .iter()
-            .map(|(_, i)| values.get(*i).cloned().ok_or_else(|| missing("node")))
-            .collect()
+        self.outputs.iter().map(|(_, i)| values.get(*i).cloned().ok_or_else(|| missing("node"))).collect()
     }
 }

@@ -113,17 +113,9 @@ impl UnaryFn {
         let mut numbers = arguments.split(',').map(str::parse::<f64>);
         let mut number = || numbers.next().and_then(std::result::Result::ok);
         Some(match name {
-            "affine" => Self::Affine {
-                scale: number()?,
-                shift: number()?,
-            },
-            "clamp" => Self::Clamp {
-                lo: number()?,
-                hi: number()?,
-            },
-            "power" => Self::Power {
-                exponent: arguments.parse().ok()?,
-            },
+            "affine" => Self::Affine { scale: number()?, shift: number()? },
+            "clamp" => Self::Clamp { lo: number()?, hi: number()? },
+            "power" => Self::Power { exponent: arguments.parse().ok()? },
             "gelu" => Self::Gelu,
             "gelu-tanh" => Self::GeluTanh,
             "relu" => Self::Relu,
