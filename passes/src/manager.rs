@@ -85,11 +85,15 @@ impl PassManager {
     fn dump(&self, number: usize, pass: &str, graph: &Graph) -> Result<()> {
         let Some(folder) = &self.dump_dir else { return Ok(()) };
         let path = folder.join(format!("{number:02}-{pass}.ir"));
-        let write = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, format!("{graph:?}")));
+        let write = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, thex_ir::print::print(graph)));
         write.map_err(|e| PassError::Invalid(format!("cannot write `{}`: {e}", path.display())))
     }
 }
 
-fn verify(_pass: &dyn Pass, _when: &'static str, _graph: &Graph, _cx: &PassCx) -> Result<()> {
-    Ok(())
+fn verify(pass: &dyn Pass, when: &'static str, graph: &Graph, cx: &PassCx) -> Result<()> {
+    let options = thex_ir::verify::VerifyOptions { polynomial_size: Some(cx.parameters.polynomial_size.0) };
+    thex_ir::verify::verify(graph, &options).map_err(|violations| {
+        let lines: Vec<String> = violations.iter().take(8).map(|v| format!("\n  - {v}")).collect();
+        PassError::Internal { pass: pass.name().to_owned(), when, violations: lines.concat() }
+    })
 }

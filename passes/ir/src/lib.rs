@@ -12,6 +12,9 @@
 pub mod graph;
 pub mod he;
 pub mod interpret;
+pub mod parse;
+pub mod print;
+pub mod verify;
 
 pub use graph::{Facts, Graph, Node, NodeId, Op, Stage};
 pub use he::{Address, HeLinear, HeOp};
