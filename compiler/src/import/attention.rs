@@ -1,0 +1,59 @@
+//! The fused attention operator (ONNX opset 23), opened into products and a softmax.
+
+use ndarray::{ArrayD, IxDyn};
+use thex_circuit::clear::ClearOp;
+use thex_ir::NodeId;
+use tract_onnx::prelude::DatumType;
+use tract_transformers::ops::sdpa::Sdpa;
+
+use super::translate::{Cx, Refusal, Step, unsupported};
+
+/// What is added to scores that causality forbids.
+const MASKED: f64 = -1e4;
+
+/// Operands: query, key, value and maybe an additive mask, of shape `[1, heads, tokens, width]` or
+/// `[heads, tokens, width]`.
+pub(super) fn translate(cx: &mut Cx<'_>, op: &Sdpa) -> Step<NodeId> {
+    let (query, key) = (cx.operands[0].shape.clone(), cx.operands[1].shape.clone());
+    let rank = query.len();
+    if query[..rank - 2] != key[..rank - 2] {
+        return unsupported(
+            format!("queries {query:?} and keys {key:?} have different numbers of heads"),
+            "repeat the keys and values in the model (no grouped-query attention)",
+        );
+    }
+    if cx.operands.get(3).is_some_and(|m| m.dtype == DatumType::Bool) {
+        return unsupported("its mask is boolean", "add a mask of 0 and -1e4 to the scores instead");
+    }
+    let (q, k, v) = (cx.plain(0)?, cx.plain(1)?, cx.plain(2)?);
+    let mut flip: Vec<usize> = (0..rank).collect();
+    flip.swap(rank - 1, rank - 2);
+    let k = cx.transpose(k, &flip)?;
+    let scores = cx.apply("scores", ClearOp::MatMul, &[q, k])?;
+    let scores = cx.scale(scores, scale(op, query[rank - 1])?)?;
+    let scores = masked(cx, op, scores)?;
+    let weights = cx.apply("softmax", ClearOp::Softmax { axis: rank - 1 }, &[scores])?;
+    cx.apply("", ClearOp::MatMul, &[weights, v])
+}
+
+fn scale(op: &Sdpa, width: usize) -> Step<f64> {
+    match &op.scale {
+        Some(scale) => scale.cast_to_scalar::<f64>().map_err(|e| Refusal::Internal(e.to_string())),
+        None => Ok(1.0 / (width as f64).sqrt()),
+    }
+}
+
+fn masked(cx: &mut Cx<'_>, op: &Sdpa, scores: NodeId) -> Step<NodeId> {
+    if op.is_causal {
+        let shape = cx.graph.node(scores).shape.clone();
+        let (rows, columns) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+        let mask = ArrayD::from_shape_fn(IxDyn(&[rows, columns]), |at| if at[1] > at[0] { MASKED } else { 0.0 });
+        let mask = cx.constant("causal", mask);
+        return cx.apply("masked", ClearOp::Add, &[scores, mask]);
+    }
+    if cx.operands.len() > 3 {
+        let mask = cx.plain(3)?;
+        return cx.apply("masked", ClearOp::Add, &[scores, mask]);
+    }
+    Ok(scores)
+}

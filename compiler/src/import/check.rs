@@ -1,0 +1,109 @@
+//! Every import is checked: the graph and tract must agree on pseudo-random inputs.
+
+use std::sync::Arc;
+
+use ndarray::{ArrayD, Dimension, IxDyn};
+use thex_circuit::clear::{ClearOp, Tensor};
+use thex_ir::{Graph, NodeId, interpret};
+
+use super::error::{ImportError, Result};
+use super::load::InputInfo;
+use super::reference::Reference;
+
+/// Inputs tried.
+const SAMPLES: u64 = 3;
+
+/// Largest difference, relative to the largest output.
+const TOLERANCE: f64 = 1e-4;
+
+/// Runs both and compares. Returns the largest relative difference.
+pub(super) fn check(graph: &Graph, reference: &Reference, inputs: &[InputInfo]) -> Result<f64> {
+    let mut worst = 0.0_f64;
+    for sample in 0..SAMPLES {
+        worst = worst.max(compare(graph, reference, &sample_inputs(graph, inputs, sample))?);
+    }
+    Ok(worst)
+}
+
+fn compare(graph: &Graph, reference: &Reference, inputs: &[Arc<Tensor>]) -> Result<f64> {
+    let ours = interpret::run(graph, inputs).map_err(|e| ImportError::Internal(e.to_string()))?;
+    let names: Vec<&str> = reference.inputs().collect();
+    let named: Vec<(&str, ArrayD<f64>)> = names.into_iter().zip(inputs.iter().map(|v| (**v).clone())).collect();
+    let theirs = reference.run(&named)?;
+    let mut worst = 0.0_f64;
+    for (our, (name, their)) in ours.iter().zip(&theirs) {
+        let difference = relative_difference(our, their);
+        if difference.is_nan() || difference > TOLERANCE {
+            return Err(ImportError::Internal(format!(
+                "the imported graph and the model differ by {difference:.1e} in output `{name}`"
+            )));
+        }
+        worst = worst.max(difference);
+    }
+    Ok(worst)
+}
+
+/// Largest difference over largest magnitude; NaN when shapes differ.
+fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
+    if a.shape() != b.shape() {
+        return f64::NAN;
+    }
+    let scale = b.iter().fold(1e-6_f64, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0.0_f64, |m, (x, y)| {
+        let difference = (x - y).abs() / scale;
+        if difference.is_nan() || m.is_nan() { f64::NAN } else { m.max(difference) }
+    })
+}
+
+fn sample_inputs(graph: &Graph, inputs: &[InputInfo], sample: u64) -> Vec<Arc<Tensor>> {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (sample + 1));
+    let values = graph.inputs.iter().zip(inputs).map(|(id, info)| {
+        let shape = IxDyn(&graph.node(*id).shape);
+        let bound = index_bound(graph, *id, info);
+        Arc::new(match bound {
+            Some(bound) => ArrayD::from_shape_fn(shape, |at| {
+                let first = at.slice().iter().all(|i| *i == 0);
+                if first || sample == 0 { 1.0 } else { (random.unit() * bound as f64).floor() }
+            }),
+            None => ArrayD::from_shape_fn(shape, |_| 2.0 * random.unit() - 1.0),
+        })
+    });
+    values.collect()
+}
+
+/// How many values an integer input may take: the rows of the table that it indexes, else 2 (a mask).
+/// `None` for real inputs.
+fn index_bound(graph: &Graph, id: NodeId, info: &InputInfo) -> Option<usize> {
+    if info.dtype.starts_with("float") || info.dtype.starts_with("bfloat") {
+        return None;
+    }
+    let (mut queue, mut next, mut bound) = (vec![id], 0, None);
+    while next < queue.len() {
+        for (user, port) in graph.users(queue[next]) {
+            match graph.clear_op(user) {
+                Some(ClearOp::Gather { axis }) if port == 1 => {
+                    let table = graph.operands(user)[0];
+                    let rows = graph.node(table).shape[*axis];
+                    bound = Some(bound.map_or(rows, |b: usize| b.min(rows)));
+                }
+                Some(ClearOp::Reshape { .. } | ClearOp::Transpose { .. }) => queue.push(user),
+                _ => {}
+            }
+        }
+        next += 1;
+    }
+    Some(bound.unwrap_or(2))
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}

@@ -1,0 +1,101 @@
+//! What can go wrong when importing a model.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Errors of [`import`](super::import).
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The operating system refused to read the file.
+    #[error("cannot read `{path}`: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is no ONNX model, or a damaged one.
+    #[error("`{path}` is not a usable ONNX model: {reason}")]
+    NotOnnx {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Weights are kept in a file that is not there, or lies outside the model's folder.
+    #[error("`{path}` keeps the weights `{tensor}` in `{location}`, which {reason}")]
+    ExternalData {
+        /// The model.
+        path: PathBuf,
+        /// The first tensor that is affected.
+        tensor: String,
+        /// The file that the model refers to.
+        location: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Some dimensions are symbols and were not given.
+    #[error(
+        "input shapes are not known: {}; give every input a shape, for example `{example}`",
+        .missing.join(", ")
+    )]
+    MissingShapes {
+        /// `name[batch,sequence]` for each input that needs a shape.
+        missing: Vec<String>,
+        /// The options to add to the command line.
+        example: String,
+    },
+    /// A given shape does not fit the model.
+    #[error("shape {given:?} does not fit input `{input}`: {reason}")]
+    BadShape {
+        /// The input.
+        input: String,
+        /// The shape that was given.
+        given: Vec<usize>,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Operators that thex cannot compile: all of them, not only the first.
+    #[error("{}", list(.0))]
+    Unsupported(Vec<UnsupportedNode>),
+    /// The frontend could not analyse the model.
+    #[error("cannot analyse `{path}`: {reason}")]
+    Analysis {
+        /// The file.
+        path: PathBuf,
+        /// What the frontend said.
+        reason: String,
+    },
+    /// A bug of thex.
+    #[error("internal error: {0}; this is a bug of thex, please report it with the model")]
+    Internal(String),
+}
+
+/// A node that cannot be compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsupportedNode {
+    /// Name of the ONNX node.
+    pub node: String,
+    /// The operator.
+    pub op: String,
+    /// Shapes of its operands.
+    pub shapes: Vec<Vec<usize>>,
+    /// Why not.
+    pub why: String,
+    /// What the user can do.
+    pub help: String,
+}
+
+impl fmt::Display for UnsupportedNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node `{}` ({} on {:?}): {}; {}", self.node, self.op, self.shapes, self.why, self.help)
+    }
+}
+
+fn list(nodes: &[UnsupportedNode]) -> String {
+    let lines: Vec<String> = nodes.iter().map(|n| format!("\n  {n}")).collect();
+    format!("{} unsupported node(s):{}", nodes.len(), lines.concat())
+}
+
+/// Shorthand.
+pub(crate) type Result<T> = std::result::Result<T, ImportError>;
