@@ -244,7 +244,11 @@ impl<'a, 'p> Attributes<'a, 'p> {
         };
         let parsed = parse(&mut value)?;
         // What the value's own grammar left over is not part of any value.
-        if value.eat(',') || value.eat('}') { Ok(parsed) } else { value.fail(format!("`{key}` has more than one value")) }
+        if value.eat(',') || value.eat('}') {
+            Ok(parsed)
+        } else {
+            value.fail(format!("`{key}` has more than one value"))
+        }
     }
 
     fn finish(&self) -> Result<()> {

@@ -364,7 +364,8 @@ fn comment(facts: &Facts) -> String {
     }
     if let Some(encodings) = &facts.encodings {
         let (least, most) = extremes(&mut encodings.iter().map(|e| e.scale));
-        parts.push(format!("scale {}..{}", short(least), short(most)));
+        let (least, most) = (short(least), short(most));
+        parts.push(if least == most { format!("scale {least}") } else { format!("scale {least}..{most}") });
     }
     if let Some(bits) = facts.noise_bits {
         parts.push(format!("bits {}", short(bits)));

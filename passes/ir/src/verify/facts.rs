@@ -131,9 +131,12 @@ pub(super) fn arguments_in_box(view: &View<'_>, findings: &mut Findings<'_>) {
         let HeOp::Linear { purpose: Purpose::Argument { positions }, .. } = op else { continue };
         let end = *positions as f64 / (2 * size) as f64;
         let outside = |turns: f64| !(-SLACK * end..=end * (1.0 + SLACK)).contains(&turns);
-        findings.elements(id, turns(view, id).filter(|(_, lo, hi)| outside(*lo) || outside(*hi)).map(|(i, lo, hi)| {
-            format!("element {i} fills {lo}..{hi} of the torus, outside 0..{end}")
-        }));
+        findings.elements(
+            id,
+            turns(view, id)
+                .filter(|(_, lo, hi)| outside(*lo) || outside(*hi))
+                .map(|(i, lo, hi)| format!("element {i} fills {lo}..{hi} of the torus, outside 0..{end}")),
+        );
     }
 }
 
@@ -144,9 +147,12 @@ pub(super) fn outputs_do_not_wrap(view: &View<'_>, findings: &mut Findings<'_>) 
             continue;
         }
         let wraps = |turns: f64| turns.abs() >= 0.5;
-        findings.elements(id, turns(view, id).filter(|(_, lo, hi)| wraps(*lo) || wraps(*hi)).map(|(i, lo, hi)| {
-            format!("element {i} fills {lo}..{hi} of the torus and wraps around")
-        }));
+        findings.elements(
+            id,
+            turns(view, id)
+                .filter(|(_, lo, hi)| wraps(*lo) || wraps(*hi))
+                .map(|(i, lo, hi)| format!("element {i} fills {lo}..{hi} of the torus and wraps around")),
+        );
     }
 }
 

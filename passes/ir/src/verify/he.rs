@@ -15,7 +15,7 @@ pub(super) fn addresses(view: &View<'_>, findings: &mut Findings<'_>) {
         };
         for &operand in view.operands(id).iter().filter(|o| !view.he(**o).is_some_and(is_lwe)) {
             let other = view.graph.node(operand);
-            findings.node(id, format!("gathers from `{}`, a {}, which holds no LWEs", other.name, other.op.mnemonic()));
+            findings.node(id, format!("gathers from `{}`: `{}` holds no LWEs", other.name, other.op.mnemonic()));
         }
         let lengths: Vec<usize> = view.operands(id).iter().map(|&o| view.elements(o)).collect();
         let outside = |a: &Address| match lengths.get(a.port as usize) {
@@ -91,7 +91,7 @@ fn expect(view: &View<'_>, findings: &mut Findings<'_>, id: NodeId, port: usize,
     let Some(&operand) = view.operands(id).get(port) else { return };
     let found = view.graph.node(operand).op.mnemonic();
     if found != kind {
-        findings.node(id, format!("operand {port} must be a {kind}, is a {found}"));
+        findings.node(id, format!("operand {port} must be `{kind}`, is `{found}`"));
     }
 }
 

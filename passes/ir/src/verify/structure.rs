@@ -111,7 +111,8 @@ pub(super) fn inputs_and_outputs(view: &View<'_>, findings: &mut Findings<'_>) {
         if !view.graph.contains(id) {
             findings.graph(format!("input {i} is a node that was removed"));
         } else if !matches!(view.graph.node(id).op, Op::Input) {
-            findings.node(id, format!("is input {i} of the model, but computed by {}", view.graph.node(id).op.mnemonic()));
+            findings
+                .node(id, format!("is input {i} of the model, but computed by {}", view.graph.node(id).op.mnemonic()));
         } else if !listed.insert(id) {
             findings.node(id, "is listed twice among the inputs of the model");
         }
