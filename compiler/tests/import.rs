@@ -1,5 +1,7 @@
 //! The frontend on real exports, and on files that it must refuse with a reason.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -7,6 +7,7 @@ mod activation;
 mod arithmetic;
 mod broadcast;
 mod constants;
+mod hoist;
 mod layer_norm;
 mod linear_bias;
 mod movement;
@@ -26,11 +27,12 @@ const MAX_ROUNDS: usize = 100;
 
 type Rewrite = fn(&mut Graph) -> Result<bool>;
 
-const REWRITES: [Rewrite; 9] = [
+const REWRITES: [Rewrite; 10] = [
     constants::run,
     broadcast::run,
     arithmetic::run,
     slices::run,
+    hoist::run,
     movement::run,
     movement::share,
     linear_bias::run,
