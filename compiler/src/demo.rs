@@ -14,6 +14,7 @@ use thex_runtime::commands::{self, EncryptArgs, KeygenArgs, RunArgs};
 use thex_runtime::{ClientKey, EncryptedOutputs, calibrate, npz};
 
 use crate::error::{CompileError, Result};
+use crate::evaluate;
 use crate::import::{self, ImportOptions};
 use crate::pipeline::{CompileOptions, compile};
 use crate::report;
@@ -127,7 +128,7 @@ fn float_outputs(folder: &Path, image: &[Named]) -> Result<Vec<Named>> {
         .map(|(name, value)| (name.clone(), value.clone().into_shape_with_order(shape.clone()).unwrap_or(value.clone())))
         .collect();
     let shapes = batched.iter().map(|(name, value)| (name.clone(), value.shape().to_vec())).collect();
-    Ok(import::import(&model, &ImportOptions { shapes })?.reference.run(&batched)?)
+    evaluate::float_outputs(&import::import(&model, &ImportOptions { shapes })?.reference, &batched)
 }
 
 fn best(logits: &ArrayD<f64>) -> usize {

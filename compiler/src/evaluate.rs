@@ -4,6 +4,7 @@
 //! the model predicts, `encrypted` on ciphertexts with fresh keys. The reference is always tract's own run of
 //! the ONNX file.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -85,6 +86,8 @@ pub struct Evaluation {
     pub setup_seconds: f64,
     /// Look-up arguments outside their domain, and clamped inputs. Not visible in encrypted mode, where only clamped inputs count.
     pub overflows: u64,
+    /// The same by look-up argument, for those that had any. Inputs are listed as `input`.
+    pub overflows_by_argument: BTreeMap<String, u64>,
     /// Blind rotations of one sample.
     pub pbs_count: u64,
     /// The mode.
@@ -97,8 +100,20 @@ pub struct Evaluation {
 struct Outcome {
     circuit: Vec<Named>,
     float: Vec<Named>,
-    overflows: u64,
+    overflows: BTreeMap<String, u64>,
     seconds: f64,
+}
+
+/// Overflows by the name of the look-up argument, clamped inputs among them.
+fn overflows(circuit: &Circuit, counts: &[u32], clamped: usize) -> BTreeMap<String, u64> {
+    let mut by_name: BTreeMap<String, u64> = BTreeMap::new();
+    for (count, provenance) in counts.iter().zip(&circuit.provenance).filter(|(c, _)| **c > 0) {
+        *by_name.entry(provenance.name.clone()).or_default() += u64::from(*count);
+    }
+    if clamped > 0 {
+        by_name.insert("input".to_owned(), clamped as u64);
+    }
+    by_name
 }
 
 /// Loads a circuit and its bundle and checks that they belong together.
@@ -185,6 +200,15 @@ fn labels(path: &std::path::Path, count: usize) -> Result<Option<Vec<usize>>> {
     Ok(Some(labels))
 }
 
+/// The float model's outputs.
+///
+/// # Errors
+/// tract cannot run it on the sample.
+pub fn float_outputs(reference: &Reference, sample: &[Named]) -> Result<Vec<Named>> {
+    let inputs: Vec<(&str, ArrayD<f64>)> = sample.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+    Ok(reference.run(&inputs)?)
+}
+
 fn simulated(
     circuit: &Circuit,
     bundle: &ClientBundle,
@@ -200,11 +224,11 @@ fn simulated(
         .map(|(i, sample)| {
             let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i as u64);
             let inference = simulate::infer(bundle, &simulator, sample, seed)?;
-            let clamped = inference.encoded.clamped_total() as u64;
+            let clamped = inference.encoded.clamped_total();
             Ok(Outcome {
                 circuit: inference.outputs,
-                float: reference.run(sample)?,
-                overflows: inference.simulation.overflow_total() + clamped,
+                float: float_outputs(reference, sample)?,
+                overflows: overflows(circuit, inference.simulation.overflows(), clamped),
                 seconds: 0.0,
             })
         })
@@ -236,8 +260,8 @@ fn encrypted(
         let phases = client::phases(&key, &lwes);
         outcomes.push(Outcome {
             circuit: client::decode(bundle, &phases, Rounding::Raw)?,
-            float: reference.run(sample)?,
-            overflows: encoded.clamped_total() as u64,
+            float: float_outputs(reference, sample)?,
+            overflows: overflows(circuit, &[], encoded.clamped_total()),
             seconds,
         });
     }
@@ -294,6 +318,10 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
             float_correct += theirs.iter().filter(|&&c| c == labels[i]).count();
         }
     }
+    let mut overflows_by_argument: BTreeMap<String, u64> = BTreeMap::new();
+    for (name, count) in outcomes.iter().flat_map(|o| &o.overflows) {
+        *overflows_by_argument.entry(name.clone()).or_default() += count;
+    }
     Ok(Evaluation {
         samples: outcomes.len(),
         accuracy: labels.map(|_| share(correct, rows)),
@@ -304,7 +332,8 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
         predicted_rms_error: None,
         seconds: outcomes.iter().map(|o| o.seconds).sum(),
         setup_seconds: 0.0,
-        overflows: outcomes.iter().map(|o| o.overflows).sum(),
+        overflows: outcomes.iter().flat_map(|o| o.overflows.values()).sum(),
+        overflows_by_argument,
         pbs_count: 0,
         mode: "",
         outputs,
@@ -367,6 +396,9 @@ impl Evaluation {
             "{} PBS a sample, {:.2} s in all, {:.2} s set-up, {} overflows\n",
             self.pbs_count, self.seconds, self.setup_seconds, self.overflows
         );
+        for (name, count) in &self.overflows_by_argument {
+            out += &format!("  {count} at {name}\n");
+        }
         out
     }
 }

@@ -171,7 +171,9 @@ impl Emitter<'_> {
 
     fn linear(&self, id: NodeId, map: &HeLinear, dst: Block) -> Result<Linear, CompileError> {
         let weights = self.graph.node(id).facts.integers.as_ref().ok_or_else(|| missing(self.graph, id, "integers"))?;
-        let bias = encodings(self.graph, id)?.iter().zip(&map.bias).map(|(e, b)| e.encode(*b)).collect();
+        let correction = self.graph.node(id).facts.bias_correction.as_ref();
+        let corrected = |i: usize| map.bias[i] + correction.map_or(0.0, |c| c[i]);
+        let bias = encodings(self.graph, id)?.iter().enumerate().map(|(i, e)| e.encode(corrected(i))).collect();
         Ok(Linear {
             dst,
             outputs: map.outputs as u32,
@@ -330,7 +332,8 @@ fn bundle(
 fn layer_of(origin: &[String], name: &str) -> String {
     let names = origin.iter().map(String::as_str).chain([name]);
     for candidate in names {
-        for part in candidate.split(['/', '.', '_']) {
+        // The number stands alone in the path, and not at its start: `blocks.1.`, not `MatMul_1`.
+        for part in candidate.split(['/', '.']).skip(1) {
             if !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit()) {
                 return format!("layer {part}");
             }

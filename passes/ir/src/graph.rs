@@ -110,6 +110,9 @@ pub struct Facts {
     pub encodings: Option<Arc<Vec<Encoding>>>,
     /// Set by `insert-rescale` on linear maps: the integer weights, as long as `HeLinear::weights`.
     pub integers: Option<Arc<Vec<i32>>>,
+    /// Set by `insert-rescale` on linear maps: added to the real bias of each element, so that rounding the weights does
+    /// not shift its mean.
+    pub bias_correction: Option<Arc<Vec<f64>>>,
     /// Modelled precision: -log2(noise sd ÷ width of the range).
     pub noise_bits: Option<f64>,
 }

@@ -75,10 +75,37 @@ struct Candidate {
 }
 
 /// Packing one LWE costs about as much as this many bootstraps.
-const PACK_COST: f64 = 0.3;
+const PACK_COST: f64 = 0.07;
+
+/// One candidate of each site, such that the errors stay within the budget at the least cost: the least of cost +
+/// price·error at the lowest price of error that keeps the budget (bisection), which is optimal on the convex hull of
+/// the candidates; what is left of the budget is then spent greedily.
+fn cheapest(sites: &[&[Candidate]], budget: f64) -> Vec<usize> {
+    let at_price = |price: f64| -> Vec<usize> {
+        let value = |c: &Candidate| c.cost + price * c.error / budget;
+        sites.iter().map(|c| (0..c.len()).min_by(|&a, &b| value(&c[a]).total_cmp(&value(&c[b]))).unwrap_or(0)).collect()
+    };
+    let error = |chosen: &[usize]| -> f64 { sites.iter().zip(chosen).map(|(c, &i)| c[i].error).sum() };
+    let (mut low, mut high) = (1e-3_f64, 1e12_f64);
+    for _ in 0..100 {
+        let middle = (low * high).sqrt();
+        if error(&at_price(middle)) <= budget { high = middle } else { low = middle }
+    }
+    let mut chosen = at_price(high);
+    loop {
+        let left = budget - error(&chosen);
+        let better = sites.iter().enumerate().flat_map(|(s, candidates)| {
+            let now = &candidates[chosen[s]];
+            let affordable = move |c: &&Candidate| c.cost < now.cost && c.error - now.error <= left;
+            candidates.iter().filter(affordable).map(move |c| (now.cost - c.cost, s, c.plan)).collect::<Vec<_>>()
+        });
+        let Some((_, s, plan)) = better.max_by(|a, b| a.0.total_cmp(&b.0)) else { return chosen };
+        chosen[s] = sites[s].iter().position(|c| c.plan == plan).unwrap_or(chosen[s]);
+    }
+}
 
 /// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
-/// whose argument noise stays within the budget, by greedy exchange at the best rate of bootstraps saved for error added.
+/// whose argument noise stays within the budget.
 fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx: &mut PassCx) -> ProductPlans {
     let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
     let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
@@ -87,30 +114,7 @@ fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx
         .map(|(&id, site)| (id, candidates(graph, id, site, sensitivity, cx)))
         .filter(|(_, c)| !c.is_empty())
         .collect();
-    let mut chosen: Vec<usize> = sites
-        .iter()
-        .map(|(_, c)| (0..c.len()).min_by(|&a, &b| c[a].error.total_cmp(&c[b].error)).unwrap_or(0))
-        .collect();
-    let mut spent: f64 = sites.iter().zip(&chosen).map(|((_, c), &i)| c[i].error).sum();
-    loop {
-        let mut best: Option<(f64, usize, usize)> = None;
-        for (s, (_, candidates)) in sites.iter().enumerate() {
-            let now = &candidates[chosen[s]];
-            for (i, candidate) in candidates.iter().enumerate().filter(|(_, c)| c.cost < now.cost) {
-                let more = candidate.error - now.error;
-                if spent + more > budget {
-                    continue;
-                }
-                let rate = (now.cost - candidate.cost) / more.max(budget * 1e-9);
-                if best.is_none_or(|(r, _, _)| rate > r) {
-                    best = Some((rate, s, i));
-                }
-            }
-        }
-        let Some((_, s, i)) = best else { break };
-        spent += sites[s].1[i].error - sites[s].1[chosen[s]].error;
-        chosen[s] = i;
-    }
+    let chosen = cheapest(&sites.iter().map(|(_, c)| c.as_slice()).collect::<Vec<_>>(), budget);
     let mut plans = ProductPlans::new();
     for ((id, candidates), &i) in sites.iter().zip(&chosen) {
         let candidate = &candidates[i];
@@ -491,7 +495,7 @@ impl Lowering<'_> {
         let ranges: Vec<(f64, f64)> = members.iter().map(|&i| self.range(id, i)).collect();
         let mut signature = matrix.clone();
         signature.extend(ranges.iter().flat_map(|(lo, hi)| [*lo, *hi]));
-        signature.extend(atoms.iter().map(|a| self.atom_magnitude(*a)));
+        signature.extend(atoms.iter().map(|a| magnitude(self.atom_range(*a))));
         signature.extend(atoms.iter().map(|a| a.node.index() as f64));
         bucket.push(&atoms, &matrix, signature);
         bucket.bias.extend(shift);
@@ -499,9 +503,9 @@ impl Lowering<'_> {
         bucket.elements.extend(members);
     }
 
-    fn atom_magnitude(&self, atom: Atom) -> f64 {
+    fn atom_range(&self, atom: Atom) -> (f64, f64) {
         let ranges = self.target.node(atom.node).facts.ranges.as_ref();
-        ranges.map_or(1.0, |r| magnitude(r.of(atom.index as usize)))
+        ranges.map_or((-1.0, 1.0), |r| r.of(atom.index as usize))
     }
 
     fn linear_node(
@@ -695,9 +699,10 @@ impl Lowering<'_> {
         let mut gather = Vec::new();
         let mut ranges = Vec::new();
         for pack in &schedule.packs {
-            let filler = pack.first().map_or((-1.0, 1.0), |&e| self.range(y, e));
-            gather.extend((0..slots).map(|s| pack.get(s).and_then(|&e| atom(e))));
-            ranges.extend((0..slots).map(|s| pack.get(s).map_or(filler, |&e| self.range(y, e))));
+            let atoms: Vec<Option<Atom>> = (0..slots).map(|s| pack.get(s).and_then(|&e| atom(e))).collect();
+            let filler = atoms.first().copied().flatten().map_or((-1.0, 1.0), |a| self.atom_range(a));
+            ranges.extend(atoms.iter().map(|a| a.map_or(filler, |a| self.atom_range(a))));
+            gather.extend(atoms);
         }
         let (operands, gather) = addresses(&gather);
         let op = HeOp::Pack { gather: Arc::new(gather), slots };

@@ -11,12 +11,17 @@
 //! | error | variance at the outputs |
 //! |---|---|
 //! | encryption, bootstrap, product output noise ε | g·ε²·s² |
-//! | weights rounded, independent over operands | g·s_out²·Σ E\[x²\]/(12·s_x²) |
-//! | weights rounded, equal weights (sums) | g·s_out²·(Σ rms x)²/(12·s_x²) |
+//! | weights rounded | g·s_out²·Σ Var(x)/(12·s_x²) |
+//! | argument widened to make equal weights exact | g·(σ_ks² + σ_ms²)·s_out²·(s_out/(w·s_x))² |
 //! | packing noise of a slot | g·σ²·s_y² |
 //! | packing noise between slots, through table P | g·σ²·m·Σ f²·s_y² |
 //! | table of a product rounded | g·s_out²·E\[y²\]/(12·s_y²) |
 //! | argument noise (constant) | g·(σ_ks² + σ_ms²)·s² |
+//!
+//! Rounding a weight shifts the output's mean by a known amount, which goes into the bias; only the operand's variance is
+//! left. Where all weights of a sum are equal (scores, contexts, sums of exponentials) rounding errors would add up
+//! coherently, so they are not rounded: the argument's range is widened a little until the common weight is an
+//! integer, and a second summand (the shift of a softmax) gets the amplitude that makes its weight one too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,12 +76,24 @@ impl Pass for InsertRescale {
         ));
         worst.into_iter().for_each(|line| cx.note(line));
         assign_encodings(graph, cx, &variables, &amplitudes);
-        round_weights(graph)?;
+        cx.count("exact-sums", snap_sums(graph, cx.parameters.positions() as f64));
+        round_weights(graph, &sensitivity)?;
         noise_bits(graph, cx);
         graph.stage = Stage::Placed;
         cx.count("amplitudes", amplitudes.len() as u64);
         Ok(true)
     }
+}
+
+/// Weights that differ by no more than this, relatively, are equal.
+const EQUAL: f64 = 1e-9;
+
+/// Part of a row of weights that reads one source.
+struct Summand {
+    /// Σ Var(x)/s_x² at amplitude 1.
+    variance: f64,
+    /// |w|·s_x at amplitude 1, if it is the same for all operands.
+    common: Option<f64>,
 }
 
 /// The geometric program under construction.
@@ -94,6 +111,23 @@ struct Scaling<'a> {
     constant: f64,
 }
 
+/// One table multiplies all slots of a pack, so what is packed together has one amplitude: for each such node, the first
+/// of its group.
+fn shared_amplitudes(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
+    let mut leader: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    for id in graph.topological() {
+        if !matches!(graph.node(id).op, Op::He(HeOp::Pack { .. })) {
+            continue;
+        }
+        let operands = graph.operands(id);
+        let groups: Vec<NodeId> = operands.iter().map(|o| leader.get(o).copied().unwrap_or(*o)).collect();
+        let Some(&first) = groups.iter().min() else { continue };
+        leader.values_mut().filter(|l| groups.contains(l)).for_each(|l| *l = first);
+        leader.extend(operands.iter().map(|&o| (o, first)));
+    }
+    leader
+}
+
 /// Whether the scale of a node is free, rather than fixed by what it is looked up with or decrypted to.
 fn is_free(op: &HeOp) -> bool {
     match op {
@@ -105,16 +139,24 @@ fn is_free(op: &HeOp) -> bool {
 
 impl<'a> Scaling<'a> {
     fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity) -> Self {
-        let mut variables = BTreeMap::new();
+        let shared = shared_amplitudes(graph);
+        let mut variables: BTreeMap<NodeId, usize> = BTreeMap::new();
         let mut bounds = Vec::new();
         for id in graph.topological() {
-            if matches!(&graph.node(id).op, Op::He(op) if is_free(op)) {
-                variables.insert(id, bounds.len());
-                // A value of full magnitude stays within ±¼ of the torus, and well above the noise that it is born with.
-                let encrypted = matches!(&graph.node(id).op, Op::He(HeOp::Encrypt));
-                let least_amplitude_log2 = if encrypted { 24 } else { 18 };
-                bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
+            let Op::He(op) = &graph.node(id).op else { continue };
+            if !is_free(op) {
+                continue;
             }
+            let leader = shared.get(&id).copied().unwrap_or(id);
+            if let Some(&known) = variables.get(&leader) {
+                variables.insert(id, known);
+                continue;
+            }
+            variables.insert(leader, bounds.len());
+            variables.insert(id, bounds.len());
+            // A value of full magnitude stays within ±¼ of the torus, and well above the noise that it is born with.
+            let least_amplitude_log2 = if *op == HeOp::Encrypt { 24 } else { 18 };
+            bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
         }
         Self {
             graph,
@@ -156,7 +198,7 @@ impl<'a> Scaling<'a> {
             match op {
                 HeOp::Encrypt => self.output_noise(id, noise.fresh),
                 HeOp::Pbs { .. } => self.output_noise(id, noise.bootstrap),
-                HeOp::Linear { map, .. } => self.weight_rounding(id, map),
+                HeOp::Linear { map, purpose } => self.weight_rounding(id, map, *purpose),
                 HeOp::Keyswitch { .. } => self.argument_noise(id, noise.argument()),
                 HeOp::Pack { gather, slots } => self.packing_noise(id, gather, *slots, noise.packing),
                 HeOp::LutProduct { .. } => {
@@ -203,43 +245,50 @@ impl<'a> Scaling<'a> {
         }
     }
 
-    fn weight_rounding(&mut self, id: NodeId, map: &HeLinear) {
+    fn weight_rounding(&mut self, id: NodeId, map: &HeLinear, purpose: Purpose) {
         let operands = self.graph.operands(id);
         let (m, k) = (map.outputs, map.operands);
         let gradient = self.gradient(id);
-        let mut by_source: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let noise = if matches!(purpose, Purpose::Argument { .. }) { self.cx.noise().argument() } else { 0.0 };
+        let mut rounded: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let mut widened: BTreeMap<NodeId, f64> = BTreeMap::new();
         for (g, &set) in map.set.iter().enumerate() {
             let gather = &map.gather[g * k..(g + 1) * k];
             let weights = &map.weights[set as usize * m * k..(set as usize + 1) * m * k];
             for (row, o) in weights.chunks(k.max(1)).zip(g * m..(g + 1) * m) {
-                let out = gradient[o] * self.base_scale(id, o).powi(2) * ROUNDING;
-                for (source, share) in self.rounding_shares(row, gather, &operands) {
-                    *by_source.entry(source).or_default() += out * share;
+                let scale = self.base_scale(id, o);
+                let out = gradient[o] * scale * scale;
+                for (source, summand) in self.summands(row, gather, &operands) {
+                    match summand.common.filter(|_| noise > 0.0) {
+                        Some(step) => *widened.entry(source).or_default() += noise * out * (scale / step).powi(2),
+                        None => *rounded.entry(source).or_default() += ROUNDING * out * summand.variance,
+                    }
                 }
             }
         }
-        for (source, share) in by_source {
-            self.push("weight rounding", id, share, Some(id), Some(source));
+        for (source, coefficient) in rounded {
+            self.push("weight rounding", id, coefficient, Some(id), Some(source));
+        }
+        for (source, coefficient) in widened {
+            self.push("widening", id, coefficient, Some(id), Some(source));
         }
     }
 
-    /// For one row of weights and each source: Σ E[x²]/s_x², or (Σ rms x)²/s_x² where all weights are equal.
-    fn rounding_shares(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, f64> {
-        let mut sums: BTreeMap<NodeId, (f64, f64, usize, bool, f64)> = BTreeMap::new();
+    /// One row of weights by source.
+    fn summands(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, Summand> {
+        let mut summands: BTreeMap<NodeId, Summand> = BTreeMap::new();
         for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
             let source = operands[address.port as usize];
             let index = address.index as usize;
-            let phase = self.square(source)[index] / self.base_scale(source, index).powi(2);
-            let entry = sums.entry(source).or_insert((0.0, 0.0, 0, true, *w));
-            entry.0 += phase;
-            entry.1 += phase.sqrt();
-            entry.2 += 1;
-            entry.3 &= entry.4.to_bits() == w.to_bits();
+            let scale = self.base_scale(source, index);
+            let mean = self.sensitivity.mean.get(&source).map_or(0.0, |m| m[index]);
+            let variance = (self.square(source)[index] - mean * mean).max(0.0) / (scale * scale);
+            let step = w.abs() * scale;
+            let summand = summands.entry(source).or_insert(Summand { variance: 0.0, common: Some(step) });
+            summand.variance += variance;
+            summand.common = summand.common.filter(|c| (c / step - 1.0).abs() < EQUAL);
         }
-        let share = |(squares, roots, count, equal, _): (f64, f64, usize, bool, f64)| {
-            if equal && count > 1 { roots * roots } else { squares }
-        };
-        sums.into_iter().map(|(source, sum)| (source, share(sum))).collect()
+        summands
     }
 
     fn product_noise(&mut self, id: NodeId, op: &HeOp, packing: f64) {
@@ -342,7 +391,91 @@ fn assign_encodings(graph: &mut Graph, cx: &PassCx, variables: &BTreeMap<NodeId,
     }
 }
 
-fn round_weights(graph: &mut Graph) -> Result<()> {
+/// Widens arguments until the common weight of their sums is an integer; returns how many elements were.
+fn snap_sums(graph: &mut Graph, circle: f64) -> u64 {
+    let mut snapped = 0;
+    for id in graph.topological() {
+        let Op::He(HeOp::Linear { map, purpose: Purpose::Argument { .. } }) = graph.node(id).op.clone() else { continue };
+        let operands = graph.operands(id);
+        let (m, k) = (map.outputs, map.operands);
+        for (g, &set) in map.set.iter().enumerate() {
+            let gather = &map.gather[g * k..(g + 1) * k];
+            let weights = &map.weights[set as usize * m * k..(set as usize + 1) * m * k];
+            for (row, o) in weights.chunks(k.max(1)).zip(g * m..(g + 1) * m) {
+                snapped += u64::from(snap_row(graph, (id, o), row, gather, &operands, circle));
+            }
+        }
+    }
+    snapped
+}
+
+/// Weight × scale of each source of a row if it is the same for all its operands, most operands first.
+fn common_steps(graph: &Graph, row: &[f64], gather: &[Address], operands: &[NodeId]) -> Vec<(NodeId, Option<f64>, usize)> {
+    let mut steps: Vec<(NodeId, Option<f64>, usize)> = Vec::new();
+    for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
+        let source = operands[address.port as usize];
+        let scale = graph.node(source).facts.encodings.as_ref().map_or(1.0, |e| e[address.index as usize].scale);
+        let step = w.abs() * scale;
+        match steps.iter_mut().find(|(s, _, _)| *s == source) {
+            Some((_, common, count)) => {
+                *common = common.filter(|c| (c / step - 1.0).abs() < EQUAL);
+                *count += 1;
+            }
+            None => steps.push((source, Some(step), 1)),
+        }
+    }
+    steps.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
+    steps
+}
+
+fn snap_row(
+    graph: &mut Graph,
+    (id, o): (NodeId, usize),
+    row: &[f64],
+    gather: &[Address],
+    operands: &[NodeId],
+    circle: f64,
+) -> bool {
+    let steps = common_steps(graph, row, gather, operands);
+    let Some((first, Some(step), _)) = steps.first().copied() else { return false };
+    let Some(mut encodings) = graph.node(id).facts.encodings.clone() else { return false };
+    let old = encodings[o];
+    let weight = (step / old.scale * (1.0 + EQUAL)).floor();
+    if weight < 1.0 {
+        return false;
+    }
+    let scale = step / weight;
+    let positions = match &graph.node(id).op {
+        Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) => *positions as f64,
+        _ => return false,
+    };
+    // The middle of the domain keeps its value.
+    let middle = 0.5 * positions / circle;
+    let offset = old.offset + (old.scale - scale) * middle;
+    Arc::make_mut(&mut encodings)[o] = Encoding { scale, offset };
+    graph.node_mut(id).facts.encodings = Some(encodings);
+    for (source, _, count) in steps.into_iter().filter(|(s, common, _)| *s != first && common.is_some()) {
+        if count == 1 && graph.users(source).len() == 1 {
+            snap_source(graph, source, scale, row, gather, operands);
+        }
+    }
+    true
+}
+
+/// Gives a source that only this row reads the scale at which its weight is an integer.
+fn snap_source(graph: &mut Graph, source: NodeId, out: f64, row: &[f64], gather: &[Address], operands: &[NodeId]) {
+    let Some(mut encodings) = graph.node(source).facts.encodings.clone() else { return };
+    for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
+        if operands[address.port as usize] == source {
+            let encoding = &mut Arc::make_mut(&mut encodings)[address.index as usize];
+            let weight = (w.abs() * encoding.scale / out).round().max(1.0);
+            encoding.scale = weight * out / w.abs();
+        }
+    }
+    graph.node_mut(source).facts.encodings = Some(encodings);
+}
+
+fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity) -> Result<()> {
     let mut problems = Vec::new();
     for id in graph.topological() {
         let Op::He(HeOp::Linear { map, .. }) = &graph.node(id).op else { continue };
@@ -351,10 +484,43 @@ fn round_weights(graph: &mut Graph) -> Result<()> {
             let help = "raise the calibration margin, or report this model";
             problems.push(Problem::new(graph, id, "an integer weight exceeds 2^30", help));
         }
+        let correction = bias_correction(graph, id, map, &integers, sensitivity);
         let integers = integers.into_iter().map(|w| w as i32).collect();
-        graph.node_mut(id).facts.integers = Some(Arc::new(integers));
+        let facts = &mut graph.node_mut(id).facts;
+        facts.integers = Some(Arc::new(integers));
+        facts.bias_correction = Some(Arc::new(correction));
     }
     if problems.is_empty() { Ok(()) } else { Err(PassError::Infeasible(problems)) }
+}
+
+/// What rounding the weights takes from the mean of each output element.
+fn bias_correction(
+    graph: &Graph,
+    id: NodeId,
+    map: &HeLinear,
+    integers: &[f64],
+    sensitivity: &Sensitivity,
+) -> Vec<f64> {
+    let operands = graph.operands(id);
+    let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
+    let (m, k) = (map.outputs, map.operands);
+    let mut correction = vec![0.0; map.bias.len()];
+    for (g, &set) in map.set.iter().enumerate() {
+        for r in 0..m {
+            let out = scale(id, g * m + r);
+            let at = (set as usize * m + r) * k;
+            for (c, address) in map.gather[g * k..(g + 1) * k].iter().enumerate() {
+                if *address == Address::ABSENT {
+                    continue;
+                }
+                let (source, i) = (operands[address.port as usize], address.index as usize);
+                let mean = sensitivity.mean.get(&source).map_or(0.0, |v| v[i]);
+                let effective = integers[at + c] * out / scale(source, i);
+                correction[g * m + r] += (map.weights[at + c] - effective) * mean;
+            }
+        }
+    }
+    correction
 }
 
 fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {

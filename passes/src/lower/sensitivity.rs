@@ -26,7 +26,7 @@ const MAX_SAMPLES: usize = 48;
 pub const LEAST_PRECISION: f64 = 1.0 / 128.0;
 
 /// See [`Sensitivity::floored`].
-pub const FLOOR_SHARE: f64 = 0.02;
+pub const FLOOR_SHARE: f64 = 0.1;
 
 /// Mean squared gradients and values of every ciphertext.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Sensitivity {
     pub gradient: BTreeMap<NodeId, Vec<f64>>,
     /// For each homomorphic node and element: E value².
     pub square: BTreeMap<NodeId, Vec<f64>>,
+    /// For each homomorphic node and element: E value.
+    pub mean: BTreeMap<NodeId, Vec<f64>>,
     /// Standard deviation of the outputs over the samples, root mean square over output elements.
     pub output_spread: f64,
     /// Number of output elements.
@@ -74,6 +76,7 @@ impl Sensitivity {
 struct Totals {
     gradient: Vec<Vec<f64>>,
     square: Vec<Vec<f64>>,
+    mean: Vec<Vec<f64>>,
     outputs: Vec<(f64, f64)>,
 }
 
@@ -81,11 +84,15 @@ impl Totals {
     fn new(graph: &Graph, nodes: &[NodeId]) -> Self {
         let zeros: Vec<Vec<f64>> = nodes.iter().map(|&id| vec![0.0; graph.node(id).shape.iter().product()]).collect();
         let outputs = graph.outputs.iter().map(|(_, id)| graph.node(*id).shape.iter().product::<usize>()).sum();
-        Self { gradient: zeros.clone(), square: zeros, outputs: vec![(0.0, 0.0); outputs] }
+        Self { gradient: zeros.clone(), square: zeros.clone(), mean: zeros, outputs: vec![(0.0, 0.0); outputs] }
     }
 
     fn merge(mut self, other: &Self) -> Self {
-        let pairs = [(&mut self.gradient, &other.gradient), (&mut self.square, &other.square)];
+        let pairs = [
+            (&mut self.gradient, &other.gradient),
+            (&mut self.square, &other.square),
+            (&mut self.mean, &other.mean),
+        ];
         for (mine, theirs) in pairs {
             for (a, b) in mine.iter_mut().flatten().zip(theirs.iter().flatten()) {
                 *a += b;
@@ -118,12 +125,13 @@ pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
     // Summed in order, so that the result does not depend on the number of threads.
     let totals = partials.iter().fold(Totals::new(graph, &order), |sum, part| sum.merge(part));
     let n = samples.len().max(1) as f64;
-    let mean = |v: Vec<f64>| v.into_iter().map(|x| x / n).collect::<Vec<f64>>();
+    let average = |v: Vec<f64>| v.into_iter().map(|x| x / n).collect::<Vec<f64>>();
     let variance: f64 = totals.outputs.iter().map(|(s, q)| q / n - (s / n).powi(2)).sum();
     let outputs = totals.outputs.len();
     Ok(Sensitivity {
-        gradient: order.iter().copied().zip(totals.gradient.into_iter().map(mean)).collect(),
-        square: order.iter().copied().zip(totals.square.into_iter().map(mean)).collect(),
+        gradient: order.iter().copied().zip(totals.gradient.into_iter().map(average)).collect(),
+        square: order.iter().copied().zip(totals.square.into_iter().map(average)).collect(),
+        mean: order.iter().copied().zip(totals.mean.into_iter().map(average)).collect(),
         output_spread: (variance / outputs.max(1) as f64).max(1e-12).sqrt(),
         outputs,
         widths: order.iter().map(|&id| (id, widths(graph, id))).collect(),
@@ -198,6 +206,7 @@ fn backward(
             propagate(op, &graph.operands(id), &gradient, values, steps, &mut gradients);
         }
         totals.gradient[position] = gradient.iter().map(|g| g * g).collect();
+        totals.mean[position] = values[&id].iter().copied().collect();
         totals.square[position] = values[&id].iter().map(|v| v * v).collect();
     }
     totals

@@ -1,6 +1,7 @@
 //! Runs the calibration samples and records the range of every class of every private tensor.
 //!
-//! Only demanded elements count. Ranges are widened by a margin on each side; arguments of log, 1/x and 1/√x (sums of
+//! Only demanded elements count. Ranges are widened on each side by a margin, or by as much as one half of the samples leaves the
+//! range of the other, whichever is more: tensors with heavy tails get more room. arguments of log, 1/x and 1/√x (sums of
 //! exponentials or cubes, variances) have more headroom above, since past the half torus a value wraps and no
 //! clamp sees it. Below, the function itself is held at the least value seen, less a margin: near 0 it would explode.
 
@@ -18,6 +19,9 @@ use crate::pass::{Pass, PassCx};
 /// Headroom above the largest argument of log, 1/x, 1/√x.
 const POSITIVE_HEADROOM: f64 = 1.5;
 
+/// Largest margin that a heavy tail may ask for.
+const MOST_MARGIN: f64 = 0.5;
+
 /// See the module.
 pub struct Calibrate;
 
@@ -27,6 +31,8 @@ struct Extent {
     hi: Vec<f64>,
     square: Vec<f64>,
     count: Vec<f64>,
+    /// Extremes over even and odd samples, to see how far one half leaves the other's range.
+    halves: [(Vec<f64>, Vec<f64>); 2],
 }
 
 impl Extent {
@@ -36,10 +42,14 @@ impl Extent {
             hi: vec![f64::NEG_INFINITY; classes],
             square: vec![0.0; classes],
             count: vec![0.0; classes],
+            halves: [(); 2].map(|()| (vec![f64::INFINITY; classes], vec![f64::NEG_INFINITY; classes])),
         }
     }
 
-    fn see(&mut self, class: usize, value: f64) {
+    fn see(&mut self, class: usize, value: f64, sample: usize) {
+        let (lo, hi) = &mut self.halves[sample % 2];
+        lo[class] = lo[class].min(value);
+        hi[class] = hi[class].max(value);
         self.lo[class] = self.lo[class].min(value);
         self.hi[class] = self.hi[class].max(value);
         self.square[class] += value * value;
@@ -52,7 +62,24 @@ impl Extent {
             self.hi[c] = self.hi[c].max(other.hi[c]);
             self.square[c] += other.square[c];
             self.count[c] += other.count[c];
+            for (mine, theirs) in self.halves.iter_mut().zip(&other.halves) {
+                mine.0[c] = mine.0[c].min(theirs.0[c]);
+                mine.1[c] = mine.1[c].max(theirs.1[c]);
+            }
         }
+    }
+
+    /// How far one half of the samples leaves the range of the other, at most over the classes, in widths of the range. What new
+    /// samples will do to the range of all of them.
+    fn overshoot(&self) -> f64 {
+        let [even, odd] = &self.halves;
+        let beyond = |c: usize| {
+            let width = self.hi[c] - self.lo[c];
+            let seen = even.0[c].is_finite() && odd.0[c].is_finite() && width > 0.0;
+            let worst = (even.0[c] - odd.0[c]).abs().max((even.1[c] - odd.1[c]).abs());
+            if seen { worst / width } else { 0.0 }
+        };
+        (0..self.lo.len()).map(beyond).fold(0.0, f64::max)
     }
 }
 
@@ -78,14 +105,15 @@ impl Pass for Calibrate {
         let extents = cx
             .samples
             .par_iter()
+            .enumerate()
             .try_fold(
                 || empty.clone(),
-                |mut extents, sample| -> Result<Vec<Extent>> {
+                |mut extents, (number, sample)| -> Result<Vec<Extent>> {
                     let values = interpret::run_all(graph, sample)?;
                     for (id, extent) in nodes.iter().zip(&mut extents) {
                         let flags = &demand[id];
                         for ((value, class), _) in values[id].iter().zip(&classes[id]).zip(flags).filter(|(_, f)| **f) {
-                            extent.see(*class as usize, *value);
+                            extent.see(*class as usize, *value, number);
                         }
                     }
                     Ok(extents)
@@ -105,7 +133,8 @@ impl Pass for Calibrate {
         for (id, extent) in &measured {
             let positive = positive_users(graph, *id);
             hold_from_below(graph, &positive, extent, cx.precision.margin);
-            let mut ranges = widen(extent, classes[id].clone(), cx.precision.margin, !positive.is_empty());
+            let margin = cx.precision.margin.max(extent.overshoot().min(MOST_MARGIN));
+            let mut ranges = widen(extent, classes[id].clone(), margin, !positive.is_empty());
             keep_width(graph, *id, &mut ranges);
             check_finite(graph, *id, &ranges)?;
             graph.node_mut(*id).facts.ranges = Some(Arc::new(ranges));

@@ -1,0 +1,239 @@
+//! The program as its user sees it: the round trip, and every kind of bad input.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use ndarray::ArrayD;
+use ndarray_npy::NpzWriter;
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn thex(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_thex")).args(arguments).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn succeed(arguments: &[&str]) -> Output {
+    let output = thex(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Asserts an orderly failure that mentions all of `mentions`.
+fn fail(arguments: &[&str], mentions: &[&str]) {
+    let output = thex(arguments);
+    // The report wraps lines and draws a frame; compare words.
+    let raw = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = |s: &str| s.replace('│', " ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = words(&raw);
+    let code = output.status.code();
+    assert!(matches!(code, Some(2..=5)), "{arguments:?} exited with {code:?}: {raw}");
+    assert!(!message.contains("panicked"), "{raw}");
+    for mention in mentions {
+        assert!(message.contains(&words(mention)), "{arguments:?} does not mention {mention:?}: {raw}");
+    }
+}
+
+/// One model compiled twice (two profiles), with keys for the first and an encrypted input.
+struct Fixture {
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
+    let fixture = Fixture { folder: tempfile::tempdir().unwrap() };
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    for (profile, name) in [("the-x", "a"), ("exact", "b")] {
+        let out = fixture.path(name);
+        let arguments = ["compile", text(&model), "--calibration", text(&data), "--profile", profile, "-o", text(&out)];
+        succeed(&arguments);
+    }
+    succeed(&["keygen", text(&fixture.path("a.client")), "-o", text(&fixture.path("keys"))]);
+    succeed(&[
+        "encrypt",
+        text(&fixture.path("a.client")),
+        "--key",
+        text(&fixture.path("keys/client.key")),
+        "--input",
+        text(&repository("tests/data/digits_dev.npz")),
+        "-o",
+        text(&fixture.path("in.ct")),
+    ]);
+    fixture
+});
+
+fn npz(folder: &Path, name: &str, shape: &[usize], value: f32) -> PathBuf {
+    let path = folder.join("data.npz");
+    let mut writer = NpzWriter::new(File::create(&path).unwrap());
+    writer.add_array(name, &ArrayD::from_elem(shape, value)).unwrap();
+    writer.finish().unwrap();
+    path
+}
+
+#[test]
+fn compilation_is_deterministic() {
+    let again = FIXTURE.path("again");
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    succeed(&["compile", text(&model), "--calibration", text(&data), "-o", text(&again)]);
+    for suffix in ["circuit", "client"] {
+        let bytes = |name: &str| std::fs::read(FIXTURE.path(&format!("{name}.{suffix}"))).unwrap();
+        assert!(bytes("again") == bytes("b"), "{suffix} differs between two compilations");
+    }
+}
+
+#[test]
+fn inspect_prints_one_json_object_with_the_fixed_fields() {
+    let output = succeed(&["inspect", text(&FIXTURE.path("b.circuit")), "--format", "json"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for field in
+        ["digest", "pbs_count", "pack_count", "estimated_seconds", "server_key_bytes", "parameters", "layers"]
+    {
+        assert!(!value[field].is_null(), "{field} is missing");
+    }
+    assert!(value["pbs_count"].as_u64().unwrap() <= 12_000);
+    let key = std::fs::metadata(FIXTURE.path("keys/server.key")).unwrap().len();
+    assert_eq!(value["server_key_bytes"].as_u64().unwrap(), key);
+    succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]);
+}
+
+#[test]
+fn simulation_agrees_with_the_float_model() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_dev.npz"));
+    for mode in ["clear", "simulate"] {
+        let prefix = FIXTURE.path("b");
+        let arguments =
+            ["evaluate", text(&prefix), "--model", text(&model), "--data", text(&data), "--mode", mode, "--json"];
+        let value: serde_json::Value = serde_json::from_slice(&succeed(&arguments).stdout).unwrap();
+        let number = |field: &str| value[field].as_f64().unwrap();
+        assert_eq!(number("samples") as usize, 300);
+        assert!(number("float_accuracy") > 0.97);
+        assert!(number("accuracy") > number("float_accuracy") - 0.01, "{mode}: {value}");
+        assert!(number("mean_cosine") > 0.98, "{mode}: {value}");
+    }
+}
+
+#[test]
+fn files_that_are_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = repository("tests/data/digits_calibration.npz");
+    let (bad, cut) = (folder.path().join("bad.onnx"), folder.path().join("cut.onnx"));
+    std::fs::write(&bad, "this is no model").unwrap();
+    let whole = std::fs::read(repository("tests/models/digits_vit.onnx")).unwrap();
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let out = folder.path().join("out");
+    for (model, name) in [(&bad, "bad.onnx"), (&cut, "cut.onnx"), (&folder.path().join("none.onnx"), "none.onnx")] {
+        fail(&["compile", text(model), "--calibration", text(&data), "-o", text(&out)], &[name]);
+    }
+    assert!(!folder.path().join("out.circuit").exists() && !folder.path().join("out.client").exists());
+}
+
+#[test]
+fn calibration_that_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = repository("tests/models/digits_vit.onnx");
+    let out = folder.path().join("out");
+    let mut try_data = |data: &Path, mentions: &[&str]| {
+        fail(&["compile", text(&model), "--calibration", text(data), "-o", text(&out)], mentions);
+    };
+    try_data(&npz(folder.path(), "picture", &[4, 1, 8, 8], 0.5), &["image", "picture"]);
+    try_data(&npz(folder.path(), "image", &[4, 1, 7, 8], 0.5), &["image"]);
+    try_data(&npz(folder.path(), "image", &[4, 1, 8, 8], f32::NAN), &["image", "NaN"]);
+    try_data(&npz(folder.path(), "image", &[0, 1, 8, 8], 0.5), &["no sample"]);
+    try_data(&folder.path().join("none.npz"), &["none.npz"]);
+    let cut = folder.path().join("cut.npz");
+    std::fs::write(&cut, &std::fs::read(repository("tests/data/digits_dev.npz")).unwrap()[..900]).unwrap();
+    try_data(&cut, &["cut.npz"]);
+}
+
+#[test]
+fn shapes_that_make_no_sense() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = FIXTURE.path("shapes");
+    let with = |shape: &str, mentions: &[&str]| {
+        let arguments =
+            ["compile", text(&model), "--calibration", text(&data), "--shape", shape, "-o", text(&out)];
+        fail(&arguments, mentions);
+    };
+    with("image", &["NAME=1x16"]);
+    with("image=0x1", &["2^28"]);
+    with("image=99999999999999999999x1", &["NAME=1x16"]);
+    with("image=1099511627776x1x8x8", &["2^28"]);
+    with("picture=1x1x8x8", &["picture", "image"]);
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = "/nonexistent/folder/out";
+    fail(&["compile", text(&model), "--calibration", text(&data), "-o", out], &["/nonexistent/folder"]);
+    let (circuit, key, input) = (FIXTURE.path("a.circuit"), FIXTURE.path("keys/server.key"), FIXTURE.path("in.ct"));
+    let arguments = ["run", text(&circuit), "--key", text(&key), "--input", text(&input), "-o", out];
+    fail(&arguments, &["/nonexistent/folder"]);
+}
+
+#[test]
+fn things_that_do_not_belong_together() {
+    let f = &*FIXTURE;
+    let (key, secret, input) = (f.path("keys/server.key"), f.path("keys/client.key"), f.path("in.ct"));
+    let out = f.path("never.ct");
+    // A server key, and an input, of another circuit.
+    let circuit = f.path("b.circuit");
+    let arguments = ["run", text(&circuit), "--key", text(&key), "--input", text(&input), "-o", text(&out)];
+    fail(&arguments, &["b.circuit", "server.key", "do not belong together"]);
+    // A client key of another bundle.
+    let (bundle, data) = (f.path("b.client"), repository("tests/data/digits_dev.npz"));
+    let arguments = ["encrypt", text(&bundle), "--key", text(&secret), "--input", text(&data), "-o", text(&out)];
+    fail(&arguments, &["b.client", "client.key", "do not belong together"]);
+    // A circuit and a bundle of different compilations.
+    std::fs::copy(f.path("a.circuit"), f.path("mixed.circuit")).unwrap();
+    std::fs::copy(f.path("b.client"), f.path("mixed.client")).unwrap();
+    let (prefix, model) = (f.path("mixed"), repository("tests/models/digits_vit.onnx"));
+    let arguments = ["evaluate", text(&prefix), "--model", text(&model), "--data", text(&data), "--mode", "clear"];
+    fail(&arguments, &["mixed.circuit", "mixed.client", "do not belong together"]);
+    // One file where another is wanted.
+    fail(&["inspect", text(&f.path("a.client"))], &["client bundle", "circuit"]);
+    fail(&["inspect", text(&key)], &["server.key"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn damaged_files() {
+    let f = &*FIXTURE;
+    let folder = tempfile::tempdir().unwrap();
+    let cut = |name: &str| {
+        let bytes = std::fs::read(f.path(name)).unwrap();
+        let path = folder.path().join(Path::new(name).file_name().unwrap());
+        std::fs::write(&path, &bytes[..bytes.len() * 2 / 3]).unwrap();
+        path
+    };
+    let (circuit, key, input) = (f.path("a.circuit"), f.path("keys/server.key"), f.path("in.ct"));
+    let out = folder.path().join("out.ct");
+    let run = |circuit: &Path, key: &Path, input: &Path, mention: &str| {
+        let arguments = ["run", text(circuit), "--key", text(key), "--input", text(input), "-o", text(&out)];
+        fail(&arguments, &[mention, "truncated"]);
+    };
+    run(&cut("a.circuit"), &key, &input, "a.circuit");
+    run(&circuit, &cut("keys/server.key"), &input, "server.key");
+    run(&circuit, &key, &cut("in.ct"), "in.ct");
+    assert!(!out.exists());
+}
+
+#[test]
+fn help_teaches() {
+    for arguments in [&["--help"][..], &["compile", "--help"], &["evaluate", "--help"], &["passes"]] {
+        let output = succeed(arguments);
+        assert!(output.stdout.len() > 300, "{arguments:?}");
+    }
+}
