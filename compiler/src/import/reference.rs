@@ -40,10 +40,10 @@ impl Reference {
     /// # Errors
     /// [`ImportError::BadShape`] when an input is missing, and [`ImportError::Analysis`] when tract cannot run
     /// the model on these inputs.
-    pub fn run(&self, inputs: &[(&str, ArrayD<f64>)]) -> Result<Vec<(String, ArrayD<f64>)>> {
+    pub fn run<S: AsRef<str>>(&self, inputs: &[(S, ArrayD<f64>)]) -> Result<Vec<(String, ArrayD<f64>)>> {
         let mut values = tvec!();
         for (info, dtype) in &self.inputs {
-            let value = inputs.iter().find(|(name, _)| *name == info.name);
+            let value = inputs.iter().find(|(name, _)| name.as_ref() == info.name);
             let (_, value) = value.ok_or_else(|| ImportError::BadShape {
                 input: info.name.clone(),
                 given: Vec::new(),
