@@ -37,7 +37,8 @@ pub struct DemoOptions {
 /// # Errors
 /// Any of the steps' errors.
 pub fn demo(options: &DemoOptions) -> Result<()> {
-    let folder = tempfile::tempdir().map_err(|e| CompileError::Invalid(format!("cannot make a temporary folder: {e}")))?;
+    let folder =
+        tempfile::tempdir().map_err(|e| CompileError::Invalid(format!("cannot make a temporary folder: {e}")))?;
     let at = |name: &str| folder.path().join(name);
     for (name, bytes) in [("digits_vit.onnx", MODEL), ("calibration.npz", CALIBRATION), ("images.npz", IMAGES)] {
         write_atomic(&at(name), bytes, false)?;
@@ -125,7 +126,9 @@ fn float_outputs(folder: &Path, image: &[Named]) -> Result<Vec<Named>> {
     let shape = vec![1, 1, 8, 8];
     let batched: Vec<Named> = image
         .iter()
-        .map(|(name, value)| (name.clone(), value.clone().into_shape_with_order(shape.clone()).unwrap_or(value.clone())))
+        .map(|(name, value)| {
+            (name.clone(), value.clone().into_shape_with_order(shape.clone()).unwrap_or(value.clone()))
+        })
         .collect();
     let shapes = batched.iter().map(|(name, value)| (name.clone(), value.shape().to_vec())).collect();
     evaluate::float_outputs(&import::import(&model, &ImportOptions { shapes })?.reference, &batched)

@@ -149,9 +149,7 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
         return Err(CompileError::Invalid(format!("`{}` holds no sample", options.data.display())));
     }
     let labels = labels(&options.data, count)?;
-    let samples = (0..count)
-        .map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?)))
-        .collect::<Result<Vec<_>>>()?;
+    let samples = (0..count).map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?))).collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
     let (outcomes, setup) = match options.mode {
         Mode::Encrypted => encrypted(&circuit, &bundle, &reference, &samples)?,
@@ -305,8 +303,7 @@ fn share(hits: usize, of: usize) -> f64 {
 fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
     let first = outcomes.first().map(|o| &o.float).filter(|o| !o.is_empty());
     let first = first.ok_or_else(|| CompileError::Invalid("the model has no output".into()))?;
-    let outputs: Vec<OutputScore> =
-        (0..first.len()).map(|o| output_score(outcomes, o)).collect::<Result<_>>()?;
+    let outputs: Vec<OutputScore> = (0..first.len()).map(|o| output_score(outcomes, o)).collect::<Result<_>>()?;
     let class = class_output(first);
     let (mut agree, mut rows, mut correct, mut float_correct) = (0, 0, 0, 0);
     for (i, outcome) in outcomes.iter().enumerate() {
@@ -346,7 +343,9 @@ fn output_score(outcomes: &[Outcome], index: usize) -> Result<OutputScore> {
         let (name, float) = &outcome.float[index];
         let ours = outcome.circuit.iter().find(|(n, _)| n == name).map(|(_, v)| v).filter(|v| v.len() == float.len());
         let ours = ours.ok_or_else(|| {
-            CompileError::Invalid(format!("output `{name}` of the model is not one of the circuit's: is it the same model?"))
+            CompileError::Invalid(format!(
+                "output `{name}` of the model is not one of the circuit's: is it the same model?"
+            ))
         })?;
         let (mut dot, mut a, mut b) = (0.0, 0.0, 0.0);
         for (x, y) in ours.iter().zip(float) {

@@ -88,7 +88,8 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
     let p = &circuit.parameters;
     let noise = NoiseModel::new(p);
     let mut out = String::new();
-    let _ = writeln!(out, "{} ({}), circuit {}", circuit.info.model, circuit.info.profile, &digest[..digest.len().min(16)]);
+    let _ =
+        writeln!(out, "{} ({}), circuit {}", circuit.info.model, circuit.info.profile, &digest[..digest.len().min(16)]);
     if circuit.info.approximations.is_empty() {
         let _ = writeln!(out, "approximations   none: every function is looked up");
     }
@@ -108,10 +109,18 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
         p.packing.base_log.0,
         p.packing.level.0,
     );
-    let _ = writeln!(out, "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1})",
-        0.5 * p.small_noise().0.log2(), 0.5 * p.big_noise().0.log2());
-    let _ = writeln!(out, "noise            look-up argument 2^{:.1}, look-up output 2^{:.1} of the torus",
-        0.5 * noise.argument().log2(), 0.5 * noise.bootstrap.log2());
+    let _ = writeln!(
+        out,
+        "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1})",
+        0.5 * p.small_noise().0.log2(),
+        0.5 * p.big_noise().0.log2()
+    );
+    let _ = writeln!(
+        out,
+        "noise            look-up argument 2^{:.1}, look-up output 2^{:.1} of the torus",
+        0.5 * noise.argument().log2(),
+        0.5 * noise.bootstrap.log2()
+    );
     if let Some(error) = circuit.info.predicted_output_error {
         let _ = writeln!(out, "output error     {error:.4} rms, modelled");
     }
@@ -131,8 +140,11 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
 
 fn layer_table(circuit: &Circuit, times: &KernelTimes) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{:<12} {:>9} {:>9} {:>8} {:>12} {:>13} {:>8}",
-        "layer", "look-ups", "products", "packs", "keyswitches", "multiply-adds", "seconds");
+    let _ = writeln!(
+        out,
+        "{:<12} {:>9} {:>9} {:>8} {:>12} {:>13} {:>8}",
+        "layer", "look-ups", "products", "packs", "keyswitches", "multiply-adds", "seconds"
+    );
     for layer in circuit.layers() {
         let _ = writeln!(
             out,

@@ -97,8 +97,7 @@ fn compilation_is_deterministic() {
 fn inspect_prints_one_json_object_with_the_fixed_fields() {
     let output = succeed(&["inspect", text(&FIXTURE.path("b.circuit")), "--format", "json"]);
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    for field in
-        ["digest", "pbs_count", "pack_count", "estimated_seconds", "server_key_bytes", "parameters", "layers"]
+    for field in ["digest", "pbs_count", "pack_count", "estimated_seconds", "server_key_bytes", "parameters", "layers"]
     {
         assert!(!value[field].is_null(), "{field} is missing");
     }
@@ -162,8 +161,7 @@ fn shapes_that_make_no_sense() {
     let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
     let out = FIXTURE.path("shapes");
     let with = |shape: &str, mentions: &[&str]| {
-        let arguments =
-            ["compile", text(&model), "--calibration", text(&data), "--shape", shape, "-o", text(&out)];
+        let arguments = ["compile", text(&model), "--calibration", text(&data), "--shape", shape, "-o", text(&out)];
         fail(&arguments, mentions);
     };
     with("image", &["NAME=1x16"]);

@@ -7,8 +7,13 @@ fn named(manifest: &str) -> Vec<&'static str> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(manifest);
     let text = std::fs::read_to_string(path).unwrap();
     let dependencies = text.split("[dev-dependencies]").next().unwrap().split("[dependencies]").nth(1).unwrap();
-    let starts = |name: &str| dependencies.lines().any(|l| l.starts_with(&format!("{name}.")) || l.starts_with(&format!("{name} ")));
-    ["thex-circuit", "thex-runtime", "thex-ir", "thex-passes", "thex", "tract-onnx"].into_iter().filter(|n| starts(n)).collect()
+    let starts = |name: &str| {
+        dependencies.lines().any(|l| l.starts_with(&format!("{name}.")) || l.starts_with(&format!("{name} ")))
+    };
+    ["thex-circuit", "thex-runtime", "thex-ir", "thex-passes", "thex", "tract-onnx"]
+        .into_iter()
+        .filter(|n| starts(n))
+        .collect()
 }
 
 #[test]

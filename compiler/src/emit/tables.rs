@@ -56,7 +56,5 @@ pub(super) fn product_table(
     stride: usize,
     parameters: &Parameters,
 ) -> Vec<i32> {
-    (0..stride)
-        .map(|j| (chain.apply(position_value(j, argument, range, parameters)) * gain).round() as i32)
-        .collect()
+    (0..stride).map(|j| (chain.apply(position_value(j, argument, range, parameters)) * gain).round() as i32).collect()
 }

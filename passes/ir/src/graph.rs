@@ -154,12 +154,7 @@ impl Graph {
     /// An empty graph at [`Stage::Imported`].
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            nodes: StableDiGraph::default(),
-            stage: Stage::Imported,
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-        }
+        Self { nodes: StableDiGraph::default(), stage: Stage::Imported, inputs: Vec::new(), outputs: Vec::new() }
     }
 
     /// The node.
@@ -199,11 +194,8 @@ impl Graph {
     /// Operands of a node, by port.
     #[must_use]
     pub fn operands(&self, id: NodeId) -> Vec<NodeId> {
-        let mut edges: Vec<(u32, NodeId)> = self
-            .nodes
-            .edges_directed(id, Direction::Incoming)
-            .map(|e| (*e.weight(), e.source()))
-            .collect();
+        let mut edges: Vec<(u32, NodeId)> =
+            self.nodes.edges_directed(id, Direction::Incoming).map(|e| (*e.weight(), e.source())).collect();
         edges.sort_unstable_by_key(|(port, _)| *port);
         edges.into_iter().map(|(_, source)| source).collect()
     }
@@ -211,11 +203,8 @@ impl Graph {
     /// Uses of a node: (user, port), in a deterministic order. Outputs of the model are not listed.
     #[must_use]
     pub fn users(&self, id: NodeId) -> Vec<(NodeId, u32)> {
-        let mut users: Vec<(NodeId, u32)> = self
-            .nodes
-            .edges_directed(id, Direction::Outgoing)
-            .map(|e| (e.target(), *e.weight()))
-            .collect();
+        let mut users: Vec<(NodeId, u32)> =
+            self.nodes.edges_directed(id, Direction::Outgoing).map(|e| (e.target(), *e.weight())).collect();
         users.sort_unstable();
         users
     }
@@ -289,13 +278,8 @@ impl Graph {
     ) -> Result<NodeId, CircuitError> {
         let shapes: Vec<&[usize]> = operands.iter().map(|&o| self.node(o).shape.as_slice()).collect();
         let shape = infer_shape(&op, &shapes)?;
-        let node = Node {
-            name: name.to_owned(),
-            op: Op::Clear(op),
-            shape,
-            origin: origin.to_vec(),
-            facts: Facts::default(),
-        };
+        let node =
+            Node { name: name.to_owned(), op: Op::Clear(op), shape, origin: origin.to_vec(), facts: Facts::default() };
         Ok(self.add(node, operands))
     }
 
@@ -333,11 +317,7 @@ impl Graph {
 
     /// Makes operand `port` of `user` be `source`.
     pub fn set_operand(&mut self, user: NodeId, port: u32, source: NodeId) {
-        let old = self
-            .nodes
-            .edges_directed(user, Direction::Incoming)
-            .find(|e| *e.weight() == port)
-            .map(|e| e.id());
+        let old = self.nodes.edges_directed(user, Direction::Incoming).find(|e| *e.weight() == port).map(|e| e.id());
         if let Some(edge) = old {
             self.nodes.remove_edge(edge);
         }
@@ -346,11 +326,7 @@ impl Graph {
 
     /// Replaces all operands of a node.
     pub fn set_operands(&mut self, user: NodeId, operands: &[NodeId]) {
-        let old: Vec<_> = self
-            .nodes
-            .edges_directed(user, Direction::Incoming)
-            .map(|e| e.id())
-            .collect();
+        let old: Vec<_> = self.nodes.edges_directed(user, Direction::Incoming).map(|e| e.id()).collect();
         for edge in old {
             self.nodes.remove_edge(edge);
         }
@@ -362,10 +338,8 @@ impl Graph {
     /// Nodes in execution order: operands first; among ready nodes, the one created first. Nodes on a cycle are left out.
     #[must_use]
     pub fn topological(&self) -> Vec<NodeId> {
-        let mut missing: std::collections::BTreeMap<NodeId, usize> = self
-            .ids()
-            .map(|id| (id, self.nodes.edges_directed(id, Direction::Incoming).count()))
-            .collect();
+        let mut missing: std::collections::BTreeMap<NodeId, usize> =
+            self.ids().map(|id| (id, self.nodes.edges_directed(id, Direction::Incoming).count())).collect();
         let mut ready: std::collections::BTreeSet<NodeId> =
             missing.iter().filter(|(_, n)| **n == 0).map(|(id, _)| *id).collect();
         let mut order = Vec::with_capacity(self.len());

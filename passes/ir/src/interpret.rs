@@ -67,9 +67,7 @@ pub fn evaluate_node(
         Op::He(op) => {
             let flat: Vec<Vec<f64>> = operands.iter().map(|t| t.iter().copied().collect()).collect();
             let value = evaluate_he(op, &flat);
-            ArrayD::from_shape_vec(IxDyn(&node.shape), value)
-                .map(Arc::new)
-                .map_err(|e| fail(e.to_string()))
+            ArrayD::from_shape_vec(IxDyn(&node.shape), value).map(Arc::new).map_err(|e| fail(e.to_string()))
         }
     }
 }

@@ -74,6 +74,20 @@ struct Candidate {
     error: f64,
 }
 
+/// Products may err as much as was asked for, and in any case this much of what the noise of look-up arguments costs, which no
+/// plan changes: below that, bootstraps buy little.
+const PRODUCT_SHARE: f64 = 0.5;
+
+/// Variance that the argument noise of whole-table look-ups adds to the outputs.
+fn look_up_noise(graph: &Graph, sensitivity: &Sensitivity, cx: &PassCx) -> f64 {
+    let size = cx.parameters.polynomial_size.0;
+    let reach = usable(&cx.parameters, size);
+    let whole =
+        |id: &NodeId| matches!(&graph.node(*id).op, Op::He(HeOp::Keyswitch { positions, .. }) if *positions == size);
+    let weighted: f64 = graph.ids().filter(whole).map(|id| sensitivity.weighted_width(&id)).sum();
+    cx.noise().argument() * weighted / (reach * reach)
+}
+
 /// Packing one LWE costs about as much as this many bootstraps.
 const PACK_COST: f64 = 0.07;
 
@@ -107,7 +121,8 @@ fn cheapest(sites: &[&[Candidate]], budget: f64) -> Vec<usize> {
 /// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
 /// whose argument noise stays within the budget.
 fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx: &mut PassCx) -> ProductPlans {
-    let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+    let asked = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+    let budget = asked.max(PRODUCT_SHARE * look_up_noise(&lowered.graph, sensitivity, cx));
     let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
         .products
         .iter()
@@ -136,7 +151,7 @@ fn candidates(graph: &Graph, id: NodeId, site: &ProductSite, sensitivity: &Sensi
     let size = cx.parameters.polynomial_size.0;
     let rotated = sensitivity.weighted_width(&site.rotated);
     let packed = sensitivity.weighted_width(&site.packed);
-    let most = if graph.clear_op(id) == Some(&ClearOp::Mul) { 1 } else { 16 };
+    let most = if graph.clear_op(id) == Some(&ClearOp::Mul) { 1 } else { MOST_SLOTS };
     let mut candidates = Vec::new();
     for rotate in [Rotate::Left, Rotate::Right] {
         if most == 1 && rotate != site.plan.rotate {
@@ -153,6 +168,9 @@ fn candidates(graph: &Graph, id: NodeId, site: &ProductSite, sensitivity: &Sensi
     }
     candidates
 }
+
+/// Most products that a plan lets share a rotation.
+const MOST_SLOTS: usize = 32;
 
 /// One product of a lowered graph.
 #[derive(Clone, Debug)]

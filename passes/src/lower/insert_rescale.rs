@@ -395,7 +395,9 @@ fn assign_encodings(graph: &mut Graph, cx: &PassCx, variables: &BTreeMap<NodeId,
 fn snap_sums(graph: &mut Graph, circle: f64) -> u64 {
     let mut snapped = 0;
     for id in graph.topological() {
-        let Op::He(HeOp::Linear { map, purpose: Purpose::Argument { .. } }) = graph.node(id).op.clone() else { continue };
+        let Op::He(HeOp::Linear { map, purpose: Purpose::Argument { .. } }) = graph.node(id).op.clone() else {
+            continue;
+        };
         let operands = graph.operands(id);
         let (m, k) = (map.outputs, map.operands);
         for (g, &set) in map.set.iter().enumerate() {
@@ -410,7 +412,12 @@ fn snap_sums(graph: &mut Graph, circle: f64) -> u64 {
 }
 
 /// Weight × scale of each source of a row if it is the same for all its operands, most operands first.
-fn common_steps(graph: &Graph, row: &[f64], gather: &[Address], operands: &[NodeId]) -> Vec<(NodeId, Option<f64>, usize)> {
+fn common_steps(
+    graph: &Graph,
+    row: &[f64],
+    gather: &[Address],
+    operands: &[NodeId],
+) -> Vec<(NodeId, Option<f64>, usize)> {
     let mut steps: Vec<(NodeId, Option<f64>, usize)> = Vec::new();
     for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
         let source = operands[address.port as usize];
@@ -494,13 +501,7 @@ fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity) -> Result<()> {
 }
 
 /// What rounding the weights takes from the mean of each output element.
-fn bias_correction(
-    graph: &Graph,
-    id: NodeId,
-    map: &HeLinear,
-    integers: &[f64],
-    sensitivity: &Sensitivity,
-) -> Vec<f64> {
+fn bias_correction(graph: &Graph, id: NodeId, map: &HeLinear, integers: &[f64], sensitivity: &Sensitivity) -> Vec<f64> {
     let operands = graph.operands(id);
     let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
     let (m, k) = (map.outputs, map.operands);

@@ -88,11 +88,8 @@ impl Totals {
     }
 
     fn merge(mut self, other: &Self) -> Self {
-        let pairs = [
-            (&mut self.gradient, &other.gradient),
-            (&mut self.square, &other.square),
-            (&mut self.mean, &other.mean),
-        ];
+        let pairs =
+            [(&mut self.gradient, &other.gradient), (&mut self.square, &other.square), (&mut self.mean, &other.mean)];
         for (mine, theirs) in pairs {
             for (a, b) in mine.iter_mut().flatten().zip(theirs.iter().flatten()) {
                 *a += b;

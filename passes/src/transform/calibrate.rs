@@ -16,8 +16,11 @@ use crate::analysis::{classes, demand, private_nodes};
 use crate::error::{PassError, Result};
 use crate::pass::{Pass, PassCx};
 
-/// Headroom above the largest argument of log, 1/x, 1/√x.
+/// Headroom above the largest argument of 1/x and 1/√x.
 const POSITIVE_HEADROOM: f64 = 1.5;
+
+/// Headroom above the largest argument of log: whose result hardly needs precision, while its overflow ruins a row.
+const LOG_HEADROOM: f64 = 2.5;
 
 /// Largest margin that a heavy tail may ask for.
 const MOST_MARGIN: f64 = 0.5;
@@ -134,7 +137,7 @@ impl Pass for Calibrate {
             let positive = positive_users(graph, *id);
             hold_from_below(graph, &positive, extent, cx.precision.margin);
             let margin = cx.precision.margin.max(extent.overshoot().min(MOST_MARGIN));
-            let mut ranges = widen(extent, classes[id].clone(), margin, !positive.is_empty());
+            let mut ranges = widen(extent, classes[id].clone(), margin, headroom(graph, &positive));
             keep_width(graph, *id, &mut ranges);
             check_finite(graph, *id, &ranges)?;
             graph.node_mut(*id).facts.ranges = Some(Arc::new(ranges));
@@ -167,7 +170,14 @@ fn hold_from_below(graph: &mut Graph, users: &[NodeId], extent: &Extent, margin:
     }
 }
 
-fn widen(extent: &Extent, class: Vec<u32>, margin: f64, positive: bool) -> Ranges {
+/// Factor above the largest value seen, for arguments of these functions.
+fn headroom(graph: &Graph, users: &[NodeId]) -> Option<f64> {
+    let takes_log = |user: &NodeId| matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.contains(&UnaryFn::Log));
+    let factor = if users.iter().any(takes_log) { LOG_HEADROOM } else { POSITIVE_HEADROOM };
+    (!users.is_empty()).then_some(factor)
+}
+
+fn widen(extent: &Extent, class: Vec<u32>, margin: f64, headroom: Option<f64>) -> Ranges {
     let (mut lo, mut hi, mut rms) = (Vec::new(), Vec::new(), Vec::new());
     for c in 0..extent.lo.len() {
         if extent.count[c] < 1.0 {
@@ -179,7 +189,7 @@ fn widen(extent: &Extent, class: Vec<u32>, margin: f64, positive: bool) -> Range
         let (low, high) = (extent.lo[c], extent.hi[c]);
         let slack = margin * (high - low);
         lo.push(low - slack);
-        hi.push(if positive { (high * POSITIVE_HEADROOM).max(high + slack) } else { high + slack });
+        hi.push(headroom.map_or(high + slack, |factor| (high * factor).max(high + slack)));
         rms.push((extent.square[c] / extent.count[c]).sqrt());
     }
     Ranges { class, lo, hi, rms }

@@ -157,7 +157,8 @@ struct DemoArgs {
 fn parse_shape(text: &str) -> std::result::Result<(String, Vec<usize>), String> {
     let wrong = || format!("`{text}` is no shape: write NAME=1x16");
     let (name, dims) = text.split_once('=').ok_or_else(wrong)?;
-    let dims: Vec<usize> = dims.split('x').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
+    let dims: Vec<usize> =
+        dims.split('x').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
     let elements = dims.iter().try_fold(1_usize, |a, &b| a.checked_mul(b)).filter(|&n| n <= 1 << 28);
     if name.is_empty() || elements.is_none_or(|n| n == 0) {
         return Err(format!("{} and between 1 and 2^28 elements in all", wrong()));
