@@ -1,5 +1,7 @@
 //! The program as its user sees it: the round trip, and every kind of bad input.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -143,7 +145,7 @@ fn calibration_that_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let model = repository("tests/models/digits_vit.onnx");
     let out = folder.path().join("out");
-    let mut try_data = |data: &Path, mentions: &[&str]| {
+    let try_data = |data: &Path, mentions: &[&str]| {
         fail(&["compile", text(&model), "--calibration", text(data), "-o", text(&out)], mentions);
     };
     try_data(&npz(folder.path(), "picture", &[4, 1, 8, 8], 0.5), &["image", "picture"]);

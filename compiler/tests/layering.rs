@@ -1,5 +1,7 @@
 //! Dependencies between the crates point one way: circuit ← ir ← passes ← compiler, circuit ← runtime ← compiler.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::path::Path;
 
 /// Crates of the workspace, and heavy frontends, that a manifest names outside its dev-dependencies.

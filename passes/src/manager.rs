@@ -23,6 +23,9 @@ pub struct PassRecord {
     pub counters: Vec<(&'static str, u64)>,
 }
 
+/// Called with (pass, graph).
+pub type Observer = Box<dyn Fn(&'static str, &Graph)>;
+
 /// Runs a list of passes.
 #[derive(Default)]
 pub struct PassManager {
@@ -31,7 +34,7 @@ pub struct PassManager {
     /// Stops after the pass of this name.
     pub stop_after: Option<String>,
     /// Called with (pass, graph) after every pass.
-    pub observer: Option<Box<dyn Fn(&'static str, &Graph)>>,
+    pub observer: Option<Observer>,
 }
 
 impl PassManager {

@@ -1,6 +1,8 @@
 //! The IR after every pass, for a small vision transformer in both profiles. What stands before a pass is the snapshot of
 //! the pass before it.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "tests fail by panicking, and share a module")]
+
 mod common;
 
 use std::cell::RefCell;

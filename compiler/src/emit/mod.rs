@@ -27,6 +27,9 @@ pub struct EmitOptions {
     pub epilogue: ClearGraph,
 }
 
+/// Encoding and range of a look-up argument.
+type Argument = (Encoding, (f64, f64));
+
 /// A circuit and its bundle, as they are written to disk.
 pub struct Emitted {
     /// The circuit.
@@ -186,7 +189,7 @@ impl Emitter<'_> {
     }
 
     /// Encoding and range of each element of a keyswitch.
-    fn arguments(&self, keyswitch: NodeId) -> Result<Vec<(Encoding, (f64, f64))>, CompileError> {
+    fn arguments(&self, keyswitch: NodeId) -> Result<Vec<Argument>, CompileError> {
         let node = self.graph.node(keyswitch);
         let Op::He(HeOp::Keyswitch { gather, .. }) = &node.op else {
             return Err(missing(self.graph, keyswitch, "keyswitched arguments"));

@@ -166,10 +166,13 @@ fn build_block(sums: &[Sum], members: &[usize], result: &mut [Elem]) {
     }
 }
 
+/// Coefficients and what a matrix makes of them.
+type Product = (Array2<f64>, Arc<Array2<f64>>);
+
 /// Applies matrices to rows of elements, sharing results between rows that have the same coefficients.
 #[derive(Default)]
 pub struct MatrixCache {
-    products: BTreeMap<(u64, u64), Vec<(Array2<f64>, Arc<Array2<f64>>)>>,
+    products: BTreeMap<(u64, u64), Vec<Product>>,
 }
 
 impl MatrixCache {

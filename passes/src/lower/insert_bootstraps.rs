@@ -437,10 +437,9 @@ impl Lowering<'_> {
         let keyswitch = self.argument(operand, self.size, &wanted);
         let ranges: Vec<(f64, f64)> = (0..wanted.len()).filter(|&i| wanted[i]).map(|i| self.range(id, i)).collect();
         let pbs = self.add(id, "pbs", HeOp::Pbs { chain: chain.clone() }, &ranges, &[keyswitch]);
-        let mut next = 0;
-        for (slot, _) in result.iter_mut().zip(&wanted).filter(|(_, w)| **w) {
-            *slot = Elem::Atom(Atom { node: pbs, index: next });
-            next += 1;
+        let looked_up = result.iter_mut().zip(&wanted).filter(|(_, w)| **w);
+        for (index, (slot, _)) in looked_up.enumerate() {
+            *slot = Elem::Atom(Atom { node: pbs, index: index as u32 });
         }
         result
     }

@@ -58,6 +58,9 @@ fn weights(graph: &Graph, id: NodeId) -> Option<Array2<f64>> {
     graph.constant(id)?.view().into_dimensionality::<Ix2>().ok().map(|w| w.to_owned())
 }
 
+/// An operand of a linear map and its weights.
+type Term = (NodeId, Array2<f64>);
+
 /// Replaces operands of the linear node `id` and its bias.
 fn rebuild(graph: &mut Graph, id: NodeId, terms: &[(NodeId, Array2<f64>)], bias: Tensor) -> Result<()> {
     let node = graph.node(id);
@@ -74,7 +77,7 @@ fn rebuild(graph: &mut Graph, id: NodeId, terms: &[(NodeId, Array2<f64>)], bias:
 }
 
 /// Constant terms of a linear node: (operand, weights), and its bias.
-fn terms_of(graph: &Graph, id: NodeId) -> Option<(Vec<(NodeId, Array2<f64>)>, Tensor)> {
+fn terms_of(graph: &Graph, id: NodeId) -> Option<(Vec<Term>, Tensor)> {
     let operands = graph.operands(id);
     let (bias, rest) = operands.split_last()?;
     let terms = rest.chunks(2).map(|t| Some((t[0], weights(graph, t[1])?))).collect::<Option<Vec<_>>>()?;
@@ -96,7 +99,7 @@ fn fold_operand(graph: &mut Graph, id: NodeId) -> Result<bool> {
 }
 
 /// `w·x` rewritten over x's own operands, if x is affine in them: (terms, constant).
-fn affine_source(graph: &Graph, x: NodeId, w: &Array2<f64>) -> Option<(Vec<(NodeId, Array2<f64>)>, Tensor)> {
+fn affine_source(graph: &Graph, x: NodeId, w: &Array2<f64>) -> Option<(Vec<Term>, Tensor)> {
     let channels = w.ncols();
     match graph.clear_op(x)? {
         ClearOp::Mul => {

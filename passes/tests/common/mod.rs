@@ -1,6 +1,6 @@
 //! Small random transformers for tests.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "shared by several test programs")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "shared by several test programs")]
 
 use std::sync::Arc;
 

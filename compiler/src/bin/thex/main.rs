@@ -215,7 +215,8 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
     let (circuit_path, bundle_path) = (with_suffix(&args.output, ".circuit"), with_suffix(&args.output, ".client"));
     check_writable(&circuit_path)?;
     check_writable(&bundle_path)?;
-    if !(args.output_error > 0.0 && args.output_error.is_finite()) || !(0.0..=10.0).contains(&args.margin) {
+    let sensible = args.output_error > 0.0 && args.output_error.is_finite() && (0.0..=10.0).contains(&args.margin);
+    if !sensible {
         return Err(CompileError::Invalid("--output-error must be positive, --margin between 0 and 10".into()));
     }
     let options = CompileOptions {

@@ -305,6 +305,7 @@ fn gather(op: &ClearOp, table: &Tensor, indices: &Tensor, axis: usize, shape: &[
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
     use super::*;
 
     fn tensor(shape: &[usize], values: &[f64]) -> Tensor {
