@@ -69,8 +69,10 @@ pub struct Evaluation {
     /// Samples evaluated.
     pub samples: usize,
     /// Share of correct classes, where the data has labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// The same of the float model.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub float_accuracy: Option<f64>,
     /// Share of samples with the float model's class.
     pub agreement: f64,
@@ -88,6 +90,10 @@ pub struct Evaluation {
     pub overflows: u64,
     /// The same by look-up argument, for those that had any. Inputs are listed as `input`.
     pub overflows_by_argument: BTreeMap<String, u64>,
+    /// Class of each row of each sample (argmax over the last axis).
+    pub classes: Vec<Vec<usize>>,
+    /// The float model's.
+    pub float_classes: Vec<Vec<usize>>,
     /// Blind rotations of one sample.
     pub pbs_count: u64,
     /// The mode.
@@ -150,7 +156,6 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
     }
     let labels = labels(&options.data, count)?;
     let samples = (0..count).map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?))).collect::<Result<Vec<_>>>()?;
-    let start = Instant::now();
     let (outcomes, setup) = match options.mode {
         Mode::Encrypted => encrypted(&circuit, &bundle, &reference, &samples)?,
         Mode::Clear => (simulated(&circuit, &bundle, &reference, &samples, NoiseModel::silent(), options.seed)?, 0.0),
@@ -159,13 +164,8 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
             (simulated(&circuit, &bundle, &reference, &samples, noise, options.seed)?, 0.0)
         }
     };
-    let elapsed = start.elapsed().as_secs_f64();
     let mut evaluation = score(&outcomes, labels.as_deref())?;
-    if options.mode == Mode::Encrypted {
-        evaluation.setup_seconds = setup;
-    } else {
-        evaluation.seconds = elapsed;
-    }
+    evaluation.setup_seconds = setup;
     evaluation.mode = match options.mode {
         Mode::Clear => "clear",
         Mode::Simulate => "simulate",
@@ -221,13 +221,15 @@ fn simulated(
         .enumerate()
         .map(|(i, sample)| {
             let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i as u64);
+            let start = Instant::now();
             let inference = simulate::infer(bundle, &simulator, sample, seed)?;
+            let seconds = start.elapsed().as_secs_f64();
             let clamped = inference.encoded.clamped_total();
             Ok(Outcome {
                 circuit: inference.outputs,
                 float: float_outputs(reference, sample)?,
                 overflows: overflows(circuit, inference.simulation.overflows(), clamped),
-                seconds: 0.0,
+                seconds,
             })
         })
         .collect()
@@ -306,6 +308,7 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
     let outputs: Vec<OutputScore> = (0..first.len()).map(|o| output_score(outcomes, o)).collect::<Result<_>>()?;
     let class = class_output(first);
     let (mut agree, mut rows, mut correct, mut float_correct) = (0, 0, 0, 0);
+    let (mut classes, mut float_classes) = (Vec::new(), Vec::new());
     for (i, outcome) in outcomes.iter().enumerate() {
         let (ours, theirs) = (argmax(&outcome.circuit[class].1), argmax(&outcome.float[class].1));
         agree += ours.iter().zip(&theirs).filter(|(a, b)| a == b).count();
@@ -314,6 +317,8 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
             correct += ours.iter().filter(|&&c| c == labels[i]).count();
             float_correct += theirs.iter().filter(|&&c| c == labels[i]).count();
         }
+        classes.push(ours);
+        float_classes.push(theirs);
     }
     let mut overflows_by_argument: BTreeMap<String, u64> = BTreeMap::new();
     for (name, count) in outcomes.iter().flat_map(|o| &o.overflows) {
@@ -331,6 +336,8 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
         setup_seconds: 0.0,
         overflows: outcomes.iter().flat_map(|o| o.overflows.values()).sum(),
         overflows_by_argument,
+        classes,
+        float_classes,
         pbs_count: 0,
         mode: "",
         outputs,

@@ -3,8 +3,9 @@
 //! Results that a program may read go to standard output; everything else goes to standard error. What
 //! cannot be written is found before the long work starts.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -175,10 +176,16 @@ pub fn encrypt(args: &EncryptArgs) -> Result<()> {
     Ok(())
 }
 
-/// A progress bar on standard error.
+/// Progress on standard error: a bar on a terminal, a line every half a minute elsewhere.
 pub struct Bar {
     bar: ProgressBar,
+    start: Instant,
+    /// When the last line was written; `None` on a terminal.
+    line: Option<Mutex<Instant>>,
 }
+
+/// Time between lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(30);
 
 impl Bar {
     /// A bar for `total` blind rotations.
@@ -189,13 +196,30 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar }
+        let start = Instant::now();
+        let line = (!std::io::stderr().is_terminal()).then(|| Mutex::new(start));
+        if line.is_none() {
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+        Self { bar, start, line }
     }
 
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+
+    /// Writes a line if it is time.
+    fn tell(&self, last: &Mutex<Instant>) {
+        let Ok(mut last) = last.try_lock() else { return };
+        if last.elapsed() < LINE_EVERY {
+            return;
+        }
+        *last = Instant::now();
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let rate = done as f64 / self.start.elapsed().as_secs_f64();
+        let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
+        eprintln!("{done}/{total} PBS, {rate:.0}/s, about {left:.0} s left");
     }
 }
 
@@ -207,6 +231,9 @@ impl Progress for Bar {
 
     fn advance(&self, count: u64) {
         self.bar.inc(count);
+        if let Some(last) = &self.line {
+            self.tell(last);
+        }
     }
 }
 

@@ -442,46 +442,4 @@ mod circuits {
         assert!(Executor::new(&other, &SHARED.backend).is_err());
         assert!(Simulator::new(&circuit, NoiseModel::silent()).unwrap().run(&[0; 3], 0).is_err());
     }
-
-    #[test]
-    #[ignore = "prints times; run it alone"]
-    fn print_times() {
-        let times = crate::calibrate::measure(Parameters::standard(), 0).unwrap();
-        println!("{times:#?}");
-        let mut circuit = all_five();
-        circuit.instructions.truncate(4);
-        let (pbs, ks) = (10_000, 10_000);
-        circuit.instructions[1] = Instruction::Keyswitch(Keyswitch {
-            dst: block(0, ks),
-            domain: N as u32,
-            gather: (0..ks).map(|i| 12 + (i % 8) as u32).collect(),
-        });
-        circuit.instructions[2] = Instruction::Pbs(Pbs {
-            dst: block(20, pbs),
-            argument: addresses(0..pbs),
-            table_of: vec![0; pbs],
-            tables: vec![5; N],
-        });
-        circuit.instructions[3] =
-            Instruction::Pack(Pack { dst: block(0, 100), slots: 8, stride: 256, gather: addresses(20..820) });
-        circuit.instructions.push(Instruction::LutProduct(LutProduct {
-            dst: block(20 + pbs, 80_000),
-            slots: 8,
-            stride: 256,
-            argument: addresses(0..10_000),
-            accumulator: (0..10_000).map(|i| i % 100).collect(),
-            table_of: vec![0; 10_000],
-            tables: vec![3; 256],
-        }));
-        circuit.provenance = vec![Provenance::default(); circuit.instructions.len()];
-        circuit.outputs.clear();
-        println!("estimate {} s", times.estimate(&circuit));
-        let simulator = Simulator::new(&circuit, NoiseModel::new(&circuit.parameters)).unwrap();
-        let mut state = Simulation::default();
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            simulator.run_into(&inputs(), 1, &mut state).unwrap();
-            println!("simulated in {:?}", start.elapsed());
-        }
-    }
 }

@@ -281,6 +281,16 @@ fn v016_outputs_do_not_wrap() {
 }
 
 #[test]
+fn v017_slots_share_a_table() {
+    // Another scale also changes what the linear map behind it rounds to.
+    breaks(&["V014", "V017"], placed(), |g| {
+        let id = named(g, "product");
+        let encodings = g.node_mut(id).facts.encodings.as_mut().unwrap();
+        Arc::make_mut(encodings)[1].scale *= 2.0;
+    });
+}
+
+#[test]
 fn all_violations_are_collected_and_shown() {
     let mut graph = placed();
     integers(&mut graph, "operand")[5] += 1;

@@ -234,16 +234,15 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
     eprint!("{}", report::pass_table(&records));
     log.iter().for_each(|line| eprintln!("  {line}"));
     eprintln!();
-    eprint!("{}", report::circuit_text(&emitted.circuit, &emitted.bundle.circuit, &times));
+    print_out(&report::circuit_text(&emitted.circuit, &emitted.bundle.circuit, &times))?;
     let size = |bytes: &[u8]| format!("{:.1} MB", bytes.len() as f64 / 1e6);
-    eprintln!(
-        "wrote {} ({}) for the server, {} ({}) for the client",
+    print_out(&format!(
+        "\nwrote {} ({}) for the server, {} ({}) for the client\n",
         circuit_path.display(),
         size(&emitted.circuit_bytes),
         bundle_path.display(),
         size(&emitted.bundle_bytes)
-    );
-    Ok(())
+    ))
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<()> {

@@ -23,6 +23,7 @@
 //! | V014 | placed | integer weights are the real weights, rounded in the units of the encodings |
 //! | V015 | placed | arguments stay within the box of their look-up |
 //! | V016 | placed | outputs of look-ups do not wrap around the torus |
+//! | V017 | placed | one table serves all slots of a rotation: their gains are equal |
 //!
 //! An invariant says "from" the earliest stage at which it has anything to check.
 
@@ -66,7 +67,7 @@ impl fmt::Display for Violation {
 /// A check of one invariant.
 type Check = fn(&View<'_>, &mut Findings<'_>);
 
-const CHECKS: [(&str, Check); 16] = [
+const CHECKS: [(&str, Check); 17] = [
     ("V001", structure::acyclic),
     ("V002", structure::operand_counts),
     ("V003", structure::shapes),
@@ -83,6 +84,7 @@ const CHECKS: [(&str, Check); 16] = [
     ("V014", facts::integer_weights),
     ("V015", facts::arguments_in_box),
     ("V016", facts::outputs_do_not_wrap),
+    ("V017", facts::slots_share_a_table),
 ];
 
 /// Checks every invariant of the graph's stage.

@@ -1,0 +1,95 @@
+//! Small transformers on real ciphertexts, against the simulator and the noise model.
+
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "tests fail by panicking")]
+
+#[path = "../../passes/tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+
+use common::{Shape, transformer};
+use thex::emit::{EmitOptions, Emitted, emit};
+use thex_circuit::{CircuitInfo, NoiseModel};
+use thex_ir::Tensor;
+use thex_passes::{PassCx, PassManager, Profile, registry};
+use thex_runtime::client::{self, Named, Rounding};
+use thex_runtime::executor::CpuBackend;
+use thex_runtime::progress::Silent;
+use thex_runtime::{Executor, Simulator, keys, simulate};
+
+/// Compiles a random transformer; returns it with samples that calibration did not see.
+fn compile(shape: Shape, profile: Profile, seed: u64) -> (Emitted, Vec<Vec<Arc<Tensor>>>) {
+    let (mut graph, samples) = transformer(shape, seed, 520);
+    let mut cx = PassCx::new(profile, Arc::new(samples[..500].to_vec()));
+    PassManager::default().run(&registry::pipeline(), &mut graph, &mut cx).unwrap();
+    let info = CircuitInfo { predicted_output_error: cx.predicted_output_error, ..CircuitInfo::default() };
+    let options =
+        EmitOptions { parameters: cx.parameters, info, prologue: cx.prologue.unwrap(), epilogue: cx.epilogue.unwrap() };
+    (emit(&graph, options).unwrap(), samples[500..].to_vec())
+}
+
+fn values(outputs: &[Named]) -> Vec<f64> {
+    outputs[0].1.iter().copied().collect()
+}
+
+fn simulated(emitted: &Emitted, input: &[Named], noise: NoiseModel, seed: u64) -> Vec<f64> {
+    let simulator = Simulator::new(&emitted.circuit, noise).unwrap();
+    values(&simulate::infer(&emitted.bundle, &simulator, input, seed).unwrap().outputs)
+}
+
+/// Runs encrypted, and compares each output with the spread of 300 simulations of the same input.
+fn agrees_with_the_simulator(shape: Shape, profile: Profile) {
+    let (emitted, samples) = compile(shape, profile, 11);
+    let parameters = emitted.circuit.parameters;
+    let (key, server) = keys::generate(&emitted.bundle, Some(1)).unwrap();
+    let backend = CpuBackend::new(server.expand());
+    let executor = Executor::new(&emitted.circuit, &backend).unwrap();
+    for sample in &samples[..2] {
+        let input = vec![("x".to_owned(), (*sample[0]).clone())];
+        let (ciphertexts, _) = client::encrypt(&emitted.bundle, &key, &input).unwrap();
+        let result = executor.run(&ciphertexts.expand(&parameters).unwrap(), &Silent).unwrap();
+        let phases = client::phases(&key, &result);
+        let encrypted = values(&client::decode(&emitted.bundle, &phases, Rounding::Raw).unwrap());
+        let noise = NoiseModel::new(&parameters);
+        let runs: Vec<Vec<f64>> = (0..300).map(|seed| simulated(&emitted, &input, noise, seed)).collect();
+        for (o, value) in encrypted.iter().enumerate() {
+            let mean = runs.iter().map(|r| r[o]).sum::<f64>() / runs.len() as f64;
+            let variance = runs.iter().map(|r| (r[o] - mean).powi(2)).sum::<f64>() / (runs.len() - 1) as f64;
+            let deviations = (value - mean) / variance.sqrt();
+            assert!(deviations.abs() < 5.0, "{profile:?} output {o}: {value} lies {deviations} sd from {mean}");
+        }
+    }
+}
+
+#[test]
+fn a_vision_block_exact() {
+    agrees_with_the_simulator(Shape::TINY, Profile::Exact);
+}
+
+#[test]
+fn a_text_block_the_x() {
+    agrees_with_the_simulator(Shape { pre_norm: false, class_token: false, ..Shape::TINY }, Profile::TheX);
+}
+
+/// The first-order model that chose the encodings against the simulator that knows every table and carry: the
+/// measured error is neither much above the prediction nor so far below it that precision was wasted.
+#[test]
+fn the_noise_model_predicts_the_simulated_error() {
+    let shape = Shape { tokens: 5, width: 16, hidden: 32, layers: 2, ..Shape::TINY };
+    for seed in [7, 8, 9] {
+        let (emitted, samples) = compile(shape, Profile::Exact, seed);
+        let (graph, _) = transformer(shape, seed, 0);
+        let noise = NoiseModel::new(&emitted.circuit.parameters);
+        let (mut squares, mut count) = (0.0, 0.0);
+        for (i, sample) in samples.iter().enumerate() {
+            let float: Vec<f64> = thex_ir::interpret::run(&graph, sample).unwrap()[0].iter().copied().collect();
+            let input = vec![("x".to_owned(), (*sample[0]).clone())];
+            let ours = simulated(&emitted, &input, noise, i as u64);
+            squares += ours.iter().zip(&float).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+            count += ours.len() as f64;
+        }
+        let measured = f64::sqrt(squares / count);
+        let predicted = emitted.circuit.info.predicted_output_error.unwrap();
+        assert!((0.4..2.0).contains(&(measured / predicted)), "seed {seed}: {measured} against {predicted}");
+    }
+}
