@@ -13,7 +13,7 @@ use thex_ir::graph::Ranges;
 use thex_ir::{ClearOp, Graph, NodeId, Op, Stage, UnaryFn, interpret};
 
 use crate::analysis::{classes, demand, private_nodes};
-use crate::error::{PassError, Result};
+use crate::error::{PassError, Problem, Result};
 use crate::pass::{Pass, PassCx};
 
 /// Headroom above the largest argument of 1/x and 1/√x.
@@ -213,15 +213,24 @@ fn keep_width(graph: &Graph, id: NodeId, ranges: &mut Ranges) {
     }
 }
 
+/// Magnitude beyond which a tensor is a mask, or has exploded: no encoding could hold it together with anything else.
+const MOST_MAGNITUDE: f64 = 1e9;
+
 fn check_finite(graph: &Graph, id: NodeId, ranges: &Ranges) -> Result<()> {
-    let finite = ranges.lo.iter().chain(&ranges.hi).all(|v| v.is_finite());
-    if finite {
-        return Ok(());
-    }
     let node = graph.node(id);
-    Err(PassError::Invalid(format!(
-        "`{}` (from ONNX node {}) is not finite on the calibration data: check the data for NaN or infinite values",
-        node.name,
-        node.origin.join(", ")
-    )))
+    let ends = || ranges.lo.iter().chain(&ranges.hi);
+    if !ends().all(|v| v.is_finite()) {
+        return Err(PassError::Invalid(format!(
+            "`{}` (from ONNX node {}) is not finite on the calibration data: check the data for NaN or infinite values",
+            node.name,
+            node.origin.join(", ")
+        )));
+    }
+    let largest = ends().fold(0.0_f64, |m, v| m.max(v.abs()));
+    if largest > MOST_MAGNITUDE {
+        let why = format!("its values reach {largest:.1e}, as those of an attention mask made from an input do");
+        let help = "masks that depend on an input cannot be encrypted yet: export the model without one, for inputs of a fixed length";
+        return Err(PassError::Unsupported(vec![Problem::new(graph, id, why, help)]));
+    }
+    Ok(())
 }
