@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::CircuitInfo;
-use thex_ir::Tensor;
+use thex_ir::{Graph, Tensor};
 use thex_passes::{PassCx, PassManager, PassRecord, Precision, Profile, Samples, registry};
 use thex_runtime::npz;
 
@@ -102,11 +102,26 @@ pub fn read_data(path: &Path, inputs: &[InputInfo]) -> Result<Vec<(String, Array
     Ok(npz::read(path, &names)?)
 }
 
-/// Compiles a model.
+/// A model after some passes.
+pub struct Rewritten {
+    /// The graph.
+    pub graph: Graph,
+    /// What passes found out.
+    pub cx: PassCx,
+    /// What each pass did.
+    pub records: Vec<PassRecord>,
+}
+
+/// Imports a model and runs the pipeline, all of it or up to a pass.
 ///
 /// # Errors
 /// [`CompileError`], which says what is at fault and what to do.
-pub fn compile(options: &CompileOptions) -> Result<Compiled> {
+pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rewritten> {
+    let pipeline = registry::pipeline();
+    if let Some(unknown) = stop_after.filter(|name| !pipeline.iter().any(|p| p.name() == *name)) {
+        let names: Vec<&str> = pipeline.iter().map(|p| p.name()).collect();
+        return Err(CompileError::Invalid(format!("there is no pass `{unknown}`; there are {}", names.join(", "))));
+    }
     let inputs = import::inputs(&options.model)?;
     let arrays = read_data(&options.calibration, &inputs)?;
     let shapes = shapes(&inputs, &options.shapes, &arrays)?;
@@ -118,13 +133,26 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
-    let manager = PassManager { dump_dir: options.dump_ir.clone(), ..PassManager::default() };
-    let records = manager.run(&registry::pipeline(), &mut graph, &mut cx)?;
+    let manager = PassManager {
+        dump_dir: options.dump_ir.clone(),
+        stop_after: stop_after.map(str::to_owned),
+        ..PassManager::default()
+    };
+    let records = manager.run(&pipeline, &mut graph, &mut cx)?;
+    Ok(Rewritten { graph, cx, records })
+}
+
+/// Compiles a model.
+///
+/// # Errors
+/// [`CompileError`], which says what is at fault and what to do.
+pub fn compile(options: &CompileOptions) -> Result<Compiled> {
+    let Rewritten { graph, cx, records } = rewrite(options, None)?;
     let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let info = CircuitInfo {
         model,
         profile: options.profile.name().to_owned(),
-        approximations: cx.approximations.clone(),
+        approximations: cx.approximations,
         predicted_output_error: cx.predicted_output_error,
     };
     let (Some(prologue), Some(epilogue)) = (cx.prologue, cx.epilogue) else {

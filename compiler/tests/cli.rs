@@ -231,6 +231,21 @@ fn damaged_files() {
 }
 
 #[test]
+fn passes_can_be_looked_at() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let (out, dump) = (FIXTURE.path("dumped"), FIXTURE.path("ir"));
+    let start = ["compile", text(&model), "--calibration", text(&data), "-o", text(&out)];
+    let stopped = succeed(&[&start[..], &["--stop-after", "fold-affine"]].concat());
+    let printed = String::from_utf8(stopped.stdout).unwrap();
+    assert!(printed.contains("stage approximated") && printed.contains("linear("), "{printed}");
+    assert!(!out.with_extension("circuit").exists());
+    fail(&[&start[..], &["--stop-after", "fold"]].concat(), &["no pass `fold`", "fold-affine"]);
+    succeed(&[&start[..], &["--dump-ir", text(&dump)]].concat());
+    let files = std::fs::read_dir(&dump).unwrap().count();
+    assert!(files > 8, "{files} files");
+}
+
+#[test]
 fn help_teaches() {
     for arguments in [&["--help"][..], &["compile", "--help"], &["evaluate", "--help"], &["passes"]] {
         let output = succeed(arguments);

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, evaluate};
-use thex::pipeline::{CompileOptions, Compiled, compile, with_suffix};
+use thex::pipeline::{CompileOptions, Compiled, compile, rewrite, with_suffix};
 use thex::report;
 use thex_circuit::Circuit;
 use thex_circuit::file::write_atomic;
@@ -95,6 +95,9 @@ struct CompileArgs {
     /// Write the IR after every pass into this folder.
     #[arg(long, value_name = "DIR")]
     dump_ir: Option<PathBuf>,
+    /// Print the IR after this pass instead of compiling to the end; `thex passes` lists them.
+    #[arg(long, value_name = "PASS")]
+    stop_after: Option<String>,
     /// Prefix of the two files.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -227,6 +230,11 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
         precision: Precision { output_error: args.output_error, margin: args.margin },
         dump_ir: args.dump_ir.clone(),
     };
+    if let Some(pass) = &args.stop_after {
+        let rewritten = rewrite(&options, Some(pass))?;
+        eprint!("{}", report::pass_table(&rewritten.records));
+        return print_out(&thex_ir::print::print(&rewritten.graph));
+    }
     let Compiled { emitted, records, log } = compile(&options)?;
     write_atomic(&circuit_path, &emitted.circuit_bytes, false)?;
     write_atomic(&bundle_path, &emitted.bundle_bytes, false)?;
