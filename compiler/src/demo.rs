@@ -70,7 +70,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     let encrypted = decrypt(folder.path())?;
     let clear = float_outputs(folder.path(), &image)?;
     compare(&encrypted, &clear)?;
-    say(&format!("\nThe server worked for {seconds:.0} s and learned nothing about the image.\n"))
+    say(&format!("\nThe server worked for {seconds:.0} s, on ciphertexts alone.\n"))
 }
 
 fn say(text: &str) -> Result<()> {
