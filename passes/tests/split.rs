@@ -50,7 +50,7 @@ fn prologue_server_and_epilogue_compose_to_the_model() {
     let mut server = whole.clone();
     assert!(SplitClientServer.run(&mut server, &mut cx).unwrap());
     assert_eq!(ops(&server), ["input", "linear", "unary", "linear"]);
-    let encrypted = cx.prologue.unwrap().run(&[ids.clone()]).unwrap();
+    let encrypted = cx.prologue.unwrap().run(std::slice::from_ref(&ids)).unwrap();
     assert_eq!(encrypted, cx.samples[0]);
     let decrypted = interpret::run(&server, &encrypted).unwrap();
     let answer = cx.epilogue.unwrap().run(&decrypted).unwrap();
