@@ -462,7 +462,9 @@ fn snap_row(
     Arc::make_mut(&mut encodings)[o] = Encoding { scale, offset };
     graph.node_mut(id).facts.encodings = Some(encodings);
     for (source, _, count) in steps.into_iter().filter(|(s, common, _)| *s != first && common.is_some()) {
-        if count == 1 && graph.users(source).len() == 1 {
+        // A look-up's table takes any scale; the slots of a product share one, and inputs have other readers.
+        let look_up = matches!(graph.node(source).op, Op::He(HeOp::Pbs { .. }));
+        if look_up && count == 1 && graph.users(source).len() == 1 {
             snap_source(graph, source, scale, row, gather, operands);
         }
     }
