@@ -1,9 +1,8 @@
 //! Softmax → normalised cubes (THE-X, section 3.2): pᵢ = ReLU(sᵢ/2 + 1)³ / Σⱼ ReLU(sⱼ/2 + 1)³.
 //!
 //! The paper prints the score itself as numerator; only the cube (as in the public reimplementation) sums
-//! to one, and is what this pass writes. Its network for 1/x is one look-up here. Masked scores are below −2,
-//! where the cube is 0, as long as the mask adds enough: −10⁴ and the like fall outside any range that
-//! calibration would keep, so the argument is clamped at −2 first, which changes nothing.
+//! to one, and is what this pass writes. Its network for 1/x is one look-up here. Scores below −2 have cube 0, so a
+//! mask need only push them there.
 
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 

@@ -21,8 +21,8 @@ pub const MODULUS_F64: f64 = 18_446_744_073_709_551_616.0;
 /// The security level of tfhe's noise curve, in bits.
 pub const SECURITY_BITS: u32 = 132;
 
-/// The dimensions over which tfhe's curve was fitted and that thex accepts. Outside, it is an
-/// extrapolation, and a circuit is refused.
+/// The dimensions that thex accepts: those around tfhe's own parameter sets, which its noise curve serves. Outside, the
+/// curve would be an extrapolation, and a circuit is refused.
 const SMALL_DIMENSIONS: std::ops::RangeInclusive<usize> = 600..=1200;
 const BIG_DIMENSIONS: std::ops::RangeInclusive<usize> = 1600..=8192;
 
@@ -119,7 +119,7 @@ impl Parameters {
         CiphertextModulus::new_native()
     }
 
-    /// Refuses parameters for which the security curve was not fitted, or that tfhe cannot run.
+    /// Refuses parameters outside the accepted dimensions, or that tfhe cannot run.
     ///
     /// # Errors
     /// [`CircuitError::Parameters`] names the offending quantity and its bounds.
