@@ -1,4 +1,4 @@
-//! GELU → ReLU (THE-X, section 3: "we replace GELU by ReLU").
+//! GELU → ReLU, THE-X's substitution.
 
 use thex_ir::{ClearOp, Graph, Op, UnaryFn};
 

@@ -1,4 +1,4 @@
-//! LayerNorm → x∘γ' + β', per channel (THE-X, section 3.3).
+//! LayerNorm → x∘γ' + β', per channel (THE-X).
 //!
 //! The paper distils γ' and β' by the mean squared error against the real LayerNorm's output, layer by
 //! layer. Per channel that is an ordinary least-squares line, so this pass solves it in closed form on the

@@ -1,6 +1,6 @@
-//! Softmax → normalised cubes (THE-X, section 3.2): pᵢ = ReLU(sᵢ/2 + 1)³ / Σⱼ ReLU(sⱼ/2 + 1)³.
+//! Softmax → normalised cubes (THE-X): pᵢ = ReLU(sᵢ/2 + 1)³ / Σⱼ ReLU(sⱼ/2 + 1)³.
 //!
-//! The paper prints the score itself as numerator; only the cube (as in the public reimplementation) sums
+//! As reported, the paper prints the score itself as numerator; only the cube (as in the public reimplementation) sums
 //! to one, and is what this pass writes. Its network for 1/x is one look-up here. Scores below −2 have cube 0, so a
 //! mask need only push them there.
 
