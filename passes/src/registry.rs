@@ -3,7 +3,7 @@
 use crate::lower::{InsertBootstraps, InsertRescale};
 use crate::pass::Pass;
 use crate::transform::{
-    Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary,
+    BoundMasks, Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary,
     SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
 };
 
@@ -12,6 +12,7 @@ use crate::transform::{
 pub fn pipeline() -> Vec<Box<dyn Pass>> {
     vec![
         Box::new(Canonicalize),
+        Box::new(BoundMasks),
         Box::new(SplitClientServer),
         Box::new(TheXGelu),
         Box::new(TheXSoftmax),

@@ -1,7 +1,8 @@
 //! Which elements of each tensor reach an output.
 //!
 //! A head that reads one token makes the last layer need one query and one feed-forward row. The
-//! analysis walks backwards over elements, not nodes, so this needs no special case.
+//! analysis walks backwards over elements, not nodes, so this needs no special case. Nor do masked scores: what is multiplied
+//! by a public zero is not needed.
 
 use std::collections::BTreeMap;
 
@@ -63,7 +64,10 @@ pub fn demand(graph: &Graph) -> Demand {
 }
 
 fn propagate(graph: &Graph, id: NodeId, op: &ClearOp, demand: &mut Demand) {
-    let wanted = demand[&id].clone();
+    let mut wanted = demand[&id].clone();
+    if *op == ClearOp::Mul {
+        without_zeros(graph, id, &mut wanted);
+    }
     let operands = graph.operands(id);
     let shapes: Vec<&[usize]> = operands.iter().map(|&o| graph.node(o).shape.as_slice()).collect();
     let needed = needed_elements(op, &graph.node(id).shape, &shapes, &wanted);
@@ -72,6 +76,18 @@ fn propagate(graph: &Graph, id: NodeId, op: &ClearOp, demand: &mut Demand) {
             for (flag, need) in flags.iter_mut().zip(elements) {
                 *flag |= need;
             }
+        }
+    }
+}
+
+/// Of the wanted elements of a product, those with no public zero among their factors.
+fn without_zeros(graph: &Graph, id: NodeId, wanted: &mut [bool]) {
+    let shape = &graph.node(id).shape;
+    for operand in graph.operands(id) {
+        let Some(value) = graph.constant(operand).filter(|v| v.iter().any(|x| *x == 0.0)) else { continue };
+        let flat: Vec<f64> = value.iter().copied().collect();
+        for (flag, source) in wanted.iter_mut().zip(broadcast_map(value.shape(), shape)) {
+            *flag &= flat[source] != 0.0;
         }
     }
 }

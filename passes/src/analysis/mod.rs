@@ -6,4 +6,4 @@ mod privacy;
 
 pub use classes::{Classes, classes};
 pub use demand::{Demand, broadcast_map, demand, element_map};
-pub use privacy::private_nodes;
+pub use privacy::{client_nodes, private_nodes};

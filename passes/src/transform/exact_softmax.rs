@@ -13,6 +13,7 @@
 
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
+use super::masking::{hide, take_public_mask};
 use super::{Builder, constant_and_other, find};
 use crate::error::Result;
 use crate::pass::{Pass, PassCx, Profile};
@@ -45,7 +46,7 @@ impl Pass for ExactSoftmax {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
         for &id in &nodes {
-            self.replace(graph, id)?;
+            self.replace(graph, id, cx)?;
         }
         graph.remove_dead();
         cx.count("expanded", nodes.len() as u64);
@@ -54,19 +55,22 @@ impl Pass for ExactSoftmax {
 }
 
 impl ExactSoftmax {
-    fn replace(&self, graph: &mut Graph, id: NodeId) -> Result<()> {
+    fn replace(&self, graph: &mut Graph, id: NodeId, cx: &mut PassCx) -> Result<()> {
         let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
+        let kept = take_public_mask(graph, id, axis, cx)?;
         centre_keys(graph, id)?;
         let scores = graph.operands(id)[0];
         let sum = ClearOp::Reduce { reduction: Reduction::Sum, axis };
         let mut build = Builder::replacing(graph, id);
         let soften = UnaryFn::Affine { scale: self.alpha, shift: 0.0 };
         let first = build.unary("exp1", vec![soften, UnaryFn::Exp], scores)?;
+        let first = hide(&mut build, "kept1", first, kept)?;
         let first_sum = build.clear("sum1", sum.clone(), &[first])?;
         let negate = UnaryFn::Affine { scale: -1.0 / self.alpha, shift: 0.0 };
         let shift = build.unary("shift", vec![UnaryFn::Log, negate], first_sum)?;
         let shifted = build.clear("shifted", ClearOp::Add, &[scores, shift])?;
         let second = build.unary("exp2", vec![UnaryFn::Exp], shifted)?;
+        let second = hide(&mut build, "kept2", second, kept)?;
         let second_sum = build.clear("sum2", sum, &[second])?;
         let inverse = build.unary("reciprocal", vec![UnaryFn::Reciprocal], second_sum)?;
         let probabilities = build.clear("normalise", ClearOp::Mul, &[second, inverse])?;

@@ -1,5 +1,6 @@
 //! Rewrites of the high-level graph.
 
+mod bound_masks;
 mod calibrate;
 mod canonicalize;
 mod defer_normalization;
@@ -7,11 +8,13 @@ mod exact_layer_norm;
 mod exact_softmax;
 mod fold_affine;
 mod fuse_unary;
+mod masking;
 mod split_client_server;
 mod the_x_gelu;
 mod the_x_layer_norm;
 mod the_x_softmax;
 
+pub use bound_masks::BoundMasks;
 pub use calibrate::Calibrate;
 pub use canonicalize::Canonicalize;
 pub use defer_normalization::DeferNormalization;

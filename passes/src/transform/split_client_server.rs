@@ -4,8 +4,11 @@
 //!   first weight matrix or product runs on the client: look-ups, sums of embeddings, their layer norm. The
 //!   client therefore gets the tables, and the compiler says so. A model without look-ups (an image) has no prologue:
 //!   its patch embedding stays on the server with all other weights.
+//!   Attention masks are functions of an input too, and computed there.
 //! * **Epilogue.** A softmax or another function of single rows after the last weight matrix needs no secret of the
-//!   server either, and costs nothing after decryption.
+//!   server either, and costs nothing after decryption. Pooling by a mask is a product of something encrypted and something that
+//!   the client knows: where nothing but such sums, functions and a head follow, the client does it all. It has only the result
+//!   at hand then, so the server hands the encrypted mask back with it, which costs nothing.
 //!
 //! The rewritten graph is the server's; the calibration samples become samples of what is encrypted.
 
@@ -14,9 +17,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use thex_circuit::clear::{ClearGraph, ClearNode};
-use thex_ir::{ClearOp, Graph, NodeId, Op};
+use thex_ir::{ClearOp, Graph, NodeId, Op, UnaryFn};
 
-use crate::analysis::private_nodes;
+use crate::analysis::{client_nodes, private_nodes};
 use crate::error::Result;
 use crate::pass::{Pass, PassCx};
 
@@ -38,9 +41,7 @@ impl Pass for SplitClientServer {
         let (prologue_count, epilogue_count) = (before.len(), epilogue.len());
         cx.epilogue = Some(cut_epilogue(graph, &epilogue));
         let prologue = cut_prologue(graph, &before);
-        for (name, _) in prologue.outputs.iter().filter(|_| prologue_count > 0) {
-            cx.note(format!("{name}: computed by the client, which receives the embedding tables"));
-        }
+        note_tables(&prologue, cx);
         cx.samples = Arc::new(cx.samples.par_iter().map(|s| prologue.run(s)).collect::<std::result::Result<_, _>>()?);
         cx.prologue = Some(prologue);
         graph.remove_dead();
@@ -51,52 +52,118 @@ impl Pass for SplitClientServer {
     }
 }
 
-fn has_weights(op: &ClearOp) -> bool {
-    matches!(op, ClearOp::Linear | ClearOp::MatMul)
-}
-
-/// Operations that depend on inputs, and on them only through look-ups and what needs no weight matrix.
-fn prologue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
-    let private = private_nodes(graph);
-    let mut free: BTreeSet<NodeId> = graph.inputs.iter().copied().collect();
-    let mut looked_up: BTreeSet<NodeId> = BTreeSet::new();
-    for id in graph.topological() {
-        let Op::Clear(op) = &graph.node(id).op else { continue };
-        let operands = graph.operands(id);
-        let sources: Vec<&NodeId> = operands.iter().filter(|o| private.contains(o)).collect();
-        if sources.is_empty() || has_weights(op) || !sources.iter().all(|s| free.contains(s)) {
-            continue;
-        }
-        free.insert(id);
-        if matches!(op, ClearOp::Gather { .. }) || sources.iter().any(|s| looked_up.contains(s)) {
-            looked_up.insert(id);
+/// Says what of the model the client learns.
+fn note_tables(prologue: &ClearGraph, cx: &mut PassCx) {
+    for node in &prologue.nodes {
+        let ClearNode::Apply(ClearOp::Gather { .. }, operands) = node else { continue };
+        if let Some(ClearNode::Constant(table)) = operands.first().and_then(|&o| prologue.nodes.get(o)) {
+            let shape = prologue.constants[*table].shape();
+            cx.note(format!("the client looks up and so receives an embedding table of shape {shape:?}"));
         }
     }
-    // What leads to a look-up, or comes after one.
-    let mut chosen = looked_up.clone();
-    for id in graph.topological().into_iter().rev() {
-        let leads = graph.users(id).iter().any(|(user, _)| chosen.contains(user));
-        if leads && free.contains(&id) && !graph.inputs.contains(&id) {
+}
+
+/// Operations that the client computes before encryption: look-ups and other functions that are not affine, as far as they
+/// depend on inputs through no weight matrix, and what leads to them or comes after them.
+fn prologue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
+    let client = client_nodes(graph);
+    let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
+    for id in graph.topological().into_iter().filter(|id| client.contains(id)) {
+        if !is_affine(graph, id, &client) || graph.operands(id).iter().any(|o| chosen.contains(o)) {
             chosen.insert(id);
         }
     }
+    for id in graph.topological().into_iter().rev() {
+        let leads = graph.users(id).iter().any(|(user, _)| chosen.contains(user));
+        if leads && client.contains(&id) && !graph.inputs.contains(&id) {
+            chosen.insert(id);
+        }
+    }
+    leave_growth(graph, &mut chosen);
+    chosen
+}
+
+/// Whether a node is an affine function of the one private operand that it has.
+fn is_affine(graph: &Graph, id: NodeId, client: &BTreeSet<NodeId>) -> bool {
+    match &graph.node(id).op {
+        Op::Clear(ClearOp::Unary { chain }) => chain.0.iter().all(|f| matches!(f, UnaryFn::Affine { .. })),
+        Op::Clear(ClearOp::Mul) => graph.operands(id).iter().filter(|o| client.contains(o)).count() < 2,
+        Op::Clear(op) => matches!(op, ClearOp::Add | ClearOp::Reduce { .. }) || op.is_data_movement(),
+        Op::Input | Op::Constant(_) | Op::He(_) => true,
+    }
+}
+
+/// Leaves to the server, at the end of the prologue, affine operations that only make a tensor larger.
+fn leave_growth(graph: &Graph, chosen: &mut BTreeSet<NodeId>) {
+    let size = |id: NodeId| graph.node(id).shape.iter().product::<usize>();
+    for id in graph.topological().into_iter().rev() {
+        if !chosen.contains(&id) {
+            continue;
+        }
+        let operands: Vec<NodeId> = graph.operands(id).into_iter().filter(|&o| graph.constant(o).is_none()).collect();
+        let last = !graph.is_output(id) && graph.users(id).iter().all(|(user, _)| !chosen.contains(user));
+        let grows = operands.len() == 1 && size(id) > size(operands[0]);
+        if last && grows && is_affine(graph, id, chosen) {
+            chosen.remove(&id);
+        }
+    }
+}
+
+/// Operations that the client computes after decryption.
+fn epilogue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
+    let mut chosen = final_functions(graph);
+    let pooling = pooling_nodes(graph);
+    let client = client_nodes(graph);
+    let mut known: Vec<NodeId> = pooling.iter().flat_map(|&id| graph.operands(id)).filter(|o| client.contains(o)).collect();
+    while let Some(id) = known.pop() {
+        if !matches!(graph.node(id).op, Op::Input | Op::Constant(_)) && chosen.insert(id) {
+            known.extend(graph.operands(id));
+        }
+    }
+    chosen.extend(pooling);
     chosen
 }
 
 /// Operations after the last weight matrix that nothing but the outputs reads.
-fn epilogue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
+fn final_functions(graph: &Graph) -> BTreeSet<NodeId> {
     let private = private_nodes(graph);
+    let cheap = |op: &ClearOp| matches!(op, ClearOp::Softmax { .. } | ClearOp::Unary { .. });
+    last_nodes(graph, |id, op| cheap(op) && private.contains(&id))
+}
+
+/// Nodes of wanted operations that lead to outputs through such nodes only.
+fn last_nodes(graph: &Graph, wanted: impl Fn(NodeId, &ClearOp) -> bool) -> BTreeSet<NodeId> {
     let mut chosen = BTreeSet::new();
     for id in graph.topological().into_iter().rev() {
         let Op::Clear(op) = &graph.node(id).op else { continue };
-        let cheap = matches!(op, ClearOp::Softmax { .. } | ClearOp::Unary { .. });
         let users = graph.users(id);
         let last = !users.is_empty() || graph.is_output(id);
-        if cheap && private.contains(&id) && last && users.iter().all(|(user, _)| chosen.contains(user)) {
+        if last && wanted(id, op) && users.iter().all(|(user, _)| chosen.contains(user)) {
             chosen.insert(id);
         }
     }
     chosen
+}
+
+/// Products of something encrypted and something that the client knows, where only the client's kind of work follows, and that
+/// work.
+fn pooling_nodes(graph: &Graph) -> BTreeSet<NodeId> {
+    let (private, client) = (private_nodes(graph), client_nodes(graph));
+    let kinds = |op: &ClearOp| !matches!(op, ClearOp::Gather { .. });
+    let eligible = last_nodes(graph, |id, op| {
+        let secrets = graph.operands(id).iter().filter(|o| private.contains(o) && !client.contains(o)).count();
+        kinds(op) && secrets == 1 && !client.contains(&id)
+    });
+    let mut pooling = BTreeSet::new();
+    for id in graph.topological().into_iter().filter(|id| eligible.contains(id)) {
+        let operands = graph.operands(id);
+        let product = matches!(graph.clear_op(id), Some(ClearOp::Mul | ClearOp::MatMul));
+        let by_known = product && operands.iter().any(|o| client.contains(o));
+        if by_known || operands.iter().any(|o| pooling.contains(o)) {
+            pooling.insert(id);
+        }
+    }
+    pooling
 }
 
 /// Copies nodes, and the constants that they read, into a clear graph. `inputs` become its inputs.

@@ -6,6 +6,7 @@
 
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
+use super::masking::{hide, take_public_mask};
 use super::{Builder, find};
 use crate::error::Result;
 use crate::pass::{Pass, PassCx, Profile};
@@ -32,7 +33,7 @@ impl Pass for TheXSoftmax {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
         for &id in &nodes {
-            replace(graph, id)?;
+            replace(graph, id, cx)?;
             let name = graph.node(id).name.clone();
             cx.approximations.push(format!("{name}: softmax replaced by normalised cubes ReLU(x/2+1)^3 (THE-X)"));
         }
@@ -42,12 +43,14 @@ impl Pass for TheXSoftmax {
     }
 }
 
-fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
+fn replace(graph: &mut Graph, id: NodeId, cx: &mut PassCx) -> Result<()> {
     let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
+    let kept = take_public_mask(graph, id, axis, cx)?;
     let scores = graph.operands(id)[0];
     let mut build = Builder::replacing(graph, id);
     let cube = vec![UnaryFn::Affine { scale: 0.5, shift: 1.0 }, UnaryFn::Relu, UnaryFn::Power { exponent: 3 }];
     let cubes = build.unary("cube", cube, scores)?;
+    let cubes = hide(&mut build, "kept", cubes, kept)?;
     let sum = build.clear("sum", ClearOp::Reduce { reduction: Reduction::Sum, axis }, &[cubes])?;
     let inverse = build.unary("reciprocal", vec![LEAST_SUM, UnaryFn::Reciprocal], sum)?;
     let probabilities = build.clear("normalise", ClearOp::Mul, &[cubes, inverse])?;
