@@ -19,7 +19,7 @@ use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, 
 
 use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of};
 use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
-use super::sensitivity::{self, Sensitivity};
+use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
 use super::usable;
 use crate::analysis::{Demand, broadcast_map, demand, element_map};
 use crate::error::{PassError, Problem, Result};
@@ -123,10 +123,11 @@ fn cheapest(sites: &[&[Candidate]], budget: f64) -> Vec<usize> {
 fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx: &mut PassCx) -> ProductPlans {
     let asked = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
     let budget = asked.max(PRODUCT_SHARE * look_up_noise(&lowered.graph, sensitivity, cx));
+    let floored = sensitivity.floored(budget, LEAST_ROTATION);
     let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
         .products
         .iter()
-        .map(|(&id, site)| (id, candidates(graph, id, site, sensitivity, cx)))
+        .map(|(&id, site)| (id, candidates(graph, id, site, &floored, cx)))
         .filter(|(_, c)| !c.is_empty())
         .collect();
     let chosen = cheapest(&sites.iter().map(|(_, c)| c.as_slice()).collect::<Vec<_>>(), budget);

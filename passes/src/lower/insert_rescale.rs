@@ -11,11 +11,11 @@
 //! | error | variance at the outputs |
 //! |---|---|
 //! | encryption, bootstrap, product output noise ε | g·ε²·s² |
-//! | weights rounded | g·s_out²·Σ Var(x)/(12·s_x²) |
+//! | weights rounded | E(∂out/∂w)²·s_out²/(12·s_x²), over all uses of a weight |
 //! | argument widened to make equal weights exact | g·(σ_ks² + σ_ms²)·s_out²·(s_out/(w·s_x))² |
 //! | packing noise of a slot | g·σ²·s_y² |
 //! | packing noise between slots, through table P | g·σ²·m·Σ f²·s_y² |
-//! | table of a product rounded | g·s_out²·E\[y²\]/(12·s_y²) |
+//! | table of a product rounded | E(∂out/∂f)²·s_out²/(12·s_y²), over all slots |
 //! | argument noise (constant) | g·(σ_ks² + σ_ms²)·s² |
 //!
 //! Rounding a weight shifts the output's mean by a known amount, which goes into the bias; only the operand's variance is
@@ -23,7 +23,7 @@
 //! coherently, so they are not rounded: the argument's range is widened a little until the common weight is an
 //! integer, and a second summand (the shift of a softmax) gets the amplitude that makes its weight one too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thex_circuit::Encoding;
@@ -31,7 +31,7 @@ use thex_ir::he::Purpose;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
 use super::insert_bootstraps::magnitude;
-use super::sensitivity::{Sensitivity, analyse};
+use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, rounding};
 use super::solver::{Term, minimise};
 use super::{OUTPUT_FILL, guard, usable};
 use crate::error::{PassError, Problem, Result};
@@ -58,11 +58,12 @@ impl Pass for InsertRescale {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let sensitivity = analyse(graph, cx)?;
         let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
-        let floored = sensitivity.floored(budget);
-        let mut guarded = Scaling::new(graph, cx, &floored);
+        let floored = sensitivity.floored(budget, LEAST_PRECISION);
+        let rounding = rounding(graph, cx, &floored, &|id, i| base_scale(graph, cx, id, i))?;
+        let mut guarded = Scaling::new(graph, cx, &floored, &rounding);
         guarded.collect();
         let amplitudes = minimise(&guarded.terms, &guarded.bounds);
-        let mut problem = Scaling::new(graph, cx, &sensitivity);
+        let mut problem = Scaling::new(graph, cx, &sensitivity, &rounding);
         problem.collect();
         let total: f64 = problem.terms.iter().map(|t| t.value(&amplitudes)).sum::<f64>() + problem.constant;
         let shares = problem.shares(&amplitudes);
@@ -88,19 +89,12 @@ impl Pass for InsertRescale {
 /// Weights that differ by no more than this, relatively, are equal.
 const EQUAL: f64 = 1e-9;
 
-/// Part of a row of weights that reads one source.
-struct Summand {
-    /// Σ Var(x)/s_x² at amplitude 1.
-    variance: f64,
-    /// |w|·s_x at amplitude 1, if it is the same for all operands.
-    common: Option<f64>,
-}
-
 /// The geometric program under construction.
 struct Scaling<'a> {
     graph: &'a Graph,
     cx: &'a PassCx,
     sensitivity: &'a Sensitivity,
+    rounding: &'a Rounding,
     /// Variable of each node with a free amplitude.
     variables: BTreeMap<NodeId, usize>,
     bounds: Vec<(f64, f64)>,
@@ -109,6 +103,13 @@ struct Scaling<'a> {
     /// Errors that no amplitude changes, by node.
     fixed: Vec<(NodeId, f64)>,
     constant: f64,
+}
+
+/// Scale of an element at amplitude 1: its range's magnitude, or the fixed scale.
+fn base_scale(graph: &Graph, cx: &PassCx, id: NodeId, element: usize) -> f64 {
+    let node = graph.node(id);
+    let range = node.facts.ranges.as_ref().map_or((0.0, 0.0), |r| r.of(element));
+    fixed_encoding(&node.op, range, cx).map_or_else(|| magnitude(range), |e| e.scale)
 }
 
 /// One table multiplies all slots of a pack, so what is packed together has one amplitude: for each such node, the first
@@ -138,7 +139,7 @@ fn is_free(op: &HeOp) -> bool {
 }
 
 impl<'a> Scaling<'a> {
-    fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity) -> Self {
+    fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity, rounding: &'a Rounding) -> Self {
         let shared = shared_amplitudes(graph);
         let mut variables: BTreeMap<NodeId, usize> = BTreeMap::new();
         let mut bounds = Vec::new();
@@ -155,13 +156,14 @@ impl<'a> Scaling<'a> {
             variables.insert(leader, bounds.len());
             variables.insert(id, bounds.len());
             // A value of full magnitude stays within ±¼ of the torus, and well above the noise that it is born with.
-            let least_amplitude_log2 = if *op == HeOp::Encrypt { 24 } else { 18 };
+            let least_amplitude_log2 = if *op == HeOp::Encrypt { 20 } else { 18 };
             bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
         }
         Self {
             graph,
             cx,
             sensitivity,
+            rounding,
             variables,
             bounds,
             terms: Vec::new(),
@@ -171,11 +173,8 @@ impl<'a> Scaling<'a> {
         }
     }
 
-    /// Scale of an element at amplitude variable 1: its range's magnitude, or the fixed scale.
     fn base_scale(&self, id: NodeId, element: usize) -> f64 {
-        let node = self.graph.node(id);
-        let range = node.facts.ranges.as_ref().map_or((0.0, 0.0), |r| r.of(element));
-        fixed_encoding(&node.op, range, self.cx).map_or_else(|| magnitude(range), |e| e.scale)
+        base_scale(self.graph, self.cx, id, element)
     }
 
     fn push(&mut self, kind: &'static str, at: NodeId, coefficient: f64, up: Option<NodeId>, down: Option<NodeId>) {
@@ -218,6 +217,11 @@ impl<'a> Scaling<'a> {
         self.sensitivity.square.get(&id).map_or(&[], Vec::as_slice)
     }
 
+    /// What the floor adds to the gradient of an element.
+    fn floor(&self, id: NodeId, element: usize) -> f64 {
+        self.sensitivity.floor.get(&id).map_or(0.0, |f| f[element])
+    }
+
     fn output_noise(&mut self, id: NodeId, variance: f64) {
         let weighted: f64 = self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
         self.push("output noise", id, variance * weighted, Some(id), None);
@@ -250,7 +254,7 @@ impl<'a> Scaling<'a> {
         let (m, k) = (map.outputs, map.operands);
         let gradient = self.gradient(id);
         let noise = if matches!(purpose, Purpose::Argument { .. }) { self.cx.noise().argument() } else { 0.0 };
-        let mut rounded: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let mut rounded: BTreeSet<NodeId> = BTreeSet::new();
         let mut widened: BTreeMap<NodeId, f64> = BTreeMap::new();
         for (g, &set) in map.set.iter().enumerate() {
             let gather = &map.gather[g * k..(g + 1) * k];
@@ -259,34 +263,33 @@ impl<'a> Scaling<'a> {
                 let scale = self.base_scale(id, o);
                 let out = gradient[o] * scale * scale;
                 for (source, summand) in self.summands(row, gather, &operands) {
-                    match summand.common.filter(|_| noise > 0.0) {
+                    match summand.filter(|_| noise > 0.0) {
                         Some(step) => *widened.entry(source).or_default() += noise * out * (scale / step).powi(2),
-                        None => *rounded.entry(source).or_default() += ROUNDING * out * summand.variance,
+                        None => {
+                            rounded.insert(source);
+                        }
                     }
                 }
             }
         }
-        for (source, coefficient) in rounded {
-            self.push("weight rounding", id, coefficient, Some(id), Some(source));
+        for source in rounded {
+            let of = |map: &BTreeMap<(NodeId, NodeId), f64>| map.get(&(id, source)).copied().unwrap_or(0.0);
+            let floor = if self.sensitivity.floor.is_empty() { 0.0 } else { of(&self.rounding.floors) };
+            self.push("weight rounding", id, ROUNDING * (of(&self.rounding.weights) + floor), Some(id), Some(source));
         }
         for (source, coefficient) in widened {
             self.push("widening", id, coefficient, Some(id), Some(source));
         }
     }
 
-    /// One row of weights by source.
-    fn summands(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, Summand> {
-        let mut summands: BTreeMap<NodeId, Summand> = BTreeMap::new();
+    /// |w|·s_x at amplitude 1 of each source of a row of weights, if it is the same for all its operands.
+    fn summands(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, Option<f64>> {
+        let mut summands: BTreeMap<NodeId, Option<f64>> = BTreeMap::new();
         for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
             let source = operands[address.port as usize];
-            let index = address.index as usize;
-            let scale = self.base_scale(source, index);
-            let mean = self.sensitivity.mean.get(&source).map_or(0.0, |m| m[index]);
-            let variance = (self.square(source)[index] - mean * mean).max(0.0) / (scale * scale);
-            let step = w.abs() * scale;
-            let summand = summands.entry(source).or_insert(Summand { variance: 0.0, common: Some(step) });
-            summand.variance += variance;
-            summand.common = summand.common.filter(|c| (c / step - 1.0).abs() < EQUAL);
+            let step = w.abs() * self.base_scale(source, address.index as usize);
+            let common = summands.entry(source).or_insert(Some(step));
+            *common = common.filter(|c| (c / step - 1.0).abs() < EQUAL);
         }
         summands
     }
@@ -301,7 +304,7 @@ impl<'a> Scaling<'a> {
         let ranges = self.graph.node(keyswitch).facts.ranges.as_ref();
         let gradient = self.gradient(id);
         let y_square = self.square(pack);
-        let mut rounding: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let mut floor = 0.0;
         let mut leakage: BTreeMap<NodeId, f64> = BTreeMap::new();
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
             let (lo, hi) = ranges.map_or((0.0, 0.0), |x| x.of(a as usize));
@@ -316,13 +319,13 @@ impl<'a> Scaling<'a> {
                 let y_scale = self.base_scale(source, address.index as usize);
                 let (g, out) = (gradient[r * slots + s], self.base_scale(id, r * slots + s));
                 let y = y_square[p as usize * slots + s] / (y_scale * y_scale);
-                *rounding.entry(source).or_default() += g * out * out * ROUNDING * y;
+                floor += self.floor(id, r * slots + s) * out * out * y;
                 *leakage.entry(source).or_default() += g * packing * *slots as f64 * table_norm * y_scale * y_scale;
             }
         }
-        for (source, coefficient) in rounding {
-            self.push("table rounding", id, coefficient, Some(id), Some(source));
-        }
+        // What is packed together has one amplitude.
+        let rounded = ROUNDING * (self.rounding.tables.get(&id).copied().unwrap_or(0.0) + floor);
+        self.push("table rounding", id, rounded, Some(id), pack_operands.first().copied());
         for (source, coefficient) in leakage {
             self.push("packing leakage", id, coefficient, Some(source), None);
         }

@@ -23,8 +23,8 @@ use thex_circuit::Parameters;
 const GUARD: f64 = 32.0;
 
 /// The least kept free at the edges of a box of a product: 3σ. Past the edge an argument meets its neighbour's slot, which is
-/// wrong but no larger than any product, so rare leaks are borne; at 1σ they ruined attention whose probabilities are near 0,
-/// where the edge is (a BERT of 24 tokens with 32 slots: modelled error 0.10, simulated 0.61).
+/// wrong but no larger than any product, so rare leaks are borne; at 1σ they are common where probabilities are near 0, which is
+/// where the edge is.
 const LEAST_GUARD: f64 = 16.0;
 
 /// Positions kept free at each edge of a look-up's domain, so that the noise of an argument at the edge does not carry it over.

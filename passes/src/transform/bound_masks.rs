@@ -127,7 +127,8 @@ fn sites(graph: &Graph) -> Vec<Site> {
         let (mut at, mut factor, mut addends) = (graph.operands(softmax)[0], 1.0, Vec::new());
         while let Some(op @ (ClearOp::Add | ClearOp::Mul)) = graph.clear_op(at) {
             let [a, b] = graph.operands(at)[..] else { break };
-            let (scores, other, port) = if client.contains(&b) || graph.constant(b).is_some() { (a, b, 1) } else { (b, a, 0) };
+            let (scores, other, port) =
+                if client.contains(&b) || graph.constant(b).is_some() { (a, b, 1) } else { (b, a, 0) };
             match (op, graph.constant(other)) {
                 (ClearOp::Mul, Some(value)) if value.len() == 1 => factor *= value.iter().sum::<f64>(),
                 (ClearOp::Add, Some(_)) => addends.push(other),
@@ -227,13 +228,16 @@ fn bound(graph: &mut Graph, mask: NodeId, uses: &[(&Site, Need)], cx: &mut PassC
         let most = if binary { need.bound.iter().copied().fold(0.0, f64::max) } else { largest };
         let bits = ((need.width() + site.factor * most) / need.width().max(1e-9)).log2();
         let softmax = &graph.node(site.softmax).name;
-        cx.note(format!("{softmax}: `{name}` is encrypted and lowers scores by {most:.1} at most: {bits:.2} bits of their range"));
+        cx.note(format!(
+            "{softmax}: `{name}` is encrypted and lowers scores by {most:.1} at most: {bits:.2} bits of their range"
+        ));
     }
     let what = match cx.profile {
         Profile::Exact => format!("masked tokens keep up to {:.2} % of a row's attention", 100.0 * LEAK),
         Profile::TheX => "enough for the root of the cube".to_owned(),
     };
-    cx.approximations.push(format!("{name}: the mask lowers scores by {largest:.1} at most in place of without bound; {what}"));
+    cx.approximations
+        .push(format!("{name}: the mask lowers scores by {largest:.1} at most in place of without bound; {what}"));
     Ok(())
 }
 

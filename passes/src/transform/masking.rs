@@ -10,13 +10,19 @@ use crate::error::Result;
 use crate::pass::PassCx;
 
 /// Takes public masks out of the scores of a softmax; gives the node of 0/1 factors for its numerators, if there is one.
-pub(super) fn take_public_mask(graph: &mut Graph, softmax: NodeId, axis: usize, cx: &mut PassCx) -> Result<Option<NodeId>> {
+pub(super) fn take_public_mask(
+    graph: &mut Graph,
+    softmax: NodeId,
+    axis: usize,
+    cx: &mut PassCx,
+) -> Result<Option<NodeId>> {
     let Some((sum, factor)) = masked_sum(graph, graph.operands(softmax)[0]) else { return Ok(None) };
     let Some((addend, scores)) = constant_and_other(graph, sum) else { return Ok(None) };
     let (kept, blind) = kept_factors(&addend, factor, axis);
     if blind > 0 {
         let name = &graph.node(softmax).name;
-        cx.approximations.push(format!("{name}: {blind} rows are masked altogether; their attention is that without the mask"));
+        cx.approximations
+            .push(format!("{name}: {blind} rows are masked altogether; their attention is that without the mask"));
     }
     let finite = addend.mapv(|v| if factor * v <= MASKED { 0.0 } else { v });
     let unmasked = if finite.iter().all(|v| *v == 0.0) {

@@ -63,13 +63,13 @@ fn note_tables(prologue: &ClearGraph, cx: &mut PassCx) {
     }
 }
 
-/// Operations that the client computes before encryption: look-ups and other functions that are not affine, as far as they
-/// depend on inputs through no weight matrix, and what leads to them or comes after them.
+/// Operations that the client computes before encryption: look-ups and masks, as far as they depend on inputs through no
+/// weight matrix, and what leads to them or comes after them.
 fn prologue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
     let client = client_nodes(graph);
     let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
     for id in graph.topological().into_iter().filter(|id| client.contains(id)) {
-        if !is_affine(graph, id, &client) || graph.operands(id).iter().any(|o| chosen.contains(o)) {
+        if is_known_work(graph, id, &client) || graph.operands(id).iter().any(|o| chosen.contains(o)) {
             chosen.insert(id);
         }
     }
@@ -81,6 +81,13 @@ fn prologue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
     }
     leave_growth(graph, &mut chosen);
     chosen
+}
+
+/// What makes a client compute: look-ups, functions of single elements, products of what it knows (masks are made of the last
+/// two).
+fn is_known_work(graph: &Graph, id: NodeId, client: &BTreeSet<NodeId>) -> bool {
+    let kind = matches!(graph.clear_op(id), Some(ClearOp::Gather { .. } | ClearOp::Unary { .. } | ClearOp::Mul));
+    kind && !is_affine(graph, id, client)
 }
 
 /// Whether a node is an affine function of the one private operand that it has.
@@ -114,7 +121,8 @@ fn epilogue_nodes(graph: &Graph) -> BTreeSet<NodeId> {
     let mut chosen = final_functions(graph);
     let pooling = pooling_nodes(graph);
     let client = client_nodes(graph);
-    let mut known: Vec<NodeId> = pooling.iter().flat_map(|&id| graph.operands(id)).filter(|o| client.contains(o)).collect();
+    let mut known: Vec<NodeId> =
+        pooling.iter().flat_map(|&id| graph.operands(id)).filter(|o| client.contains(o)).collect();
     while let Some(id) = known.pop() {
         if !matches!(graph.node(id).op, Op::Input | Op::Constant(_)) && chosen.insert(id) {
             known.extend(graph.operands(id));
