@@ -152,10 +152,10 @@ pub fn bundle_text(bundle: &ClientBundle) -> Result<String> {
     field(&mut out, "inputs", shapes_text(&bundle.prologue.inputs));
     field(&mut out, "tokenizer", tokenizer_text(bundle).unwrap_or_else(|| vec!["none".into()]));
     field(&mut out, "images", image_text(bundle));
-    field(&mut out, "before", graph_text(&bundle.prologue));
+    field(&mut out, "prologue", graph_text(&bundle.prologue));
     field(&mut out, "encrypted", bundle.inputs.iter().map(port_text));
     field(&mut out, "decrypted", bundle.outputs.iter().map(port_text));
-    field(&mut out, "after", graph_text(&bundle.epilogue));
+    field(&mut out, "epilogue", graph_text(&bundle.epilogue));
     field(&mut out, "outputs", shapes_text(&bundle.epilogue.output_shapes()?));
     let labels = &bundle.interface.labels;
     field(&mut out, "labels", [if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }]);

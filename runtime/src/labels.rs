@@ -17,7 +17,7 @@ pub fn labelled<'a>(outputs: impl Iterator<Item = (&'a str, &'a [usize])>, label
 }
 
 /// The scores of one row, best first. Equal scores keep the order of the classes.
-fn ranked<'a>(labels: &'a [String], scores: impl Iterator<Item = f64>) -> Vec<(&'a str, f64)> {
+fn ranked(labels: &[String], scores: impl Iterator<Item = f64>) -> Vec<(&str, f64)> {
     let mut ranked: Vec<(&str, f64)> = labels.iter().map(String::as_str).zip(scores).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     ranked

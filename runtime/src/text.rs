@@ -120,13 +120,13 @@ fn encode(format: &TextFormat, length: usize, text: &str) -> Result<(Encoding, u
     let truncation = tokenizer.get_truncation().cloned().unwrap_or_default();
     let padding = padding(&tokenizer);
     tokenizer.with_padding(None).with_truncation(None).map_err(refuse)?;
-    let mut encoding = tokenizer.encode_fast(text, true).map_err(refuse)?;
+    let mut encoding = tokenizer.encode(text, true).map_err(refuse)?;
     let cut = encoding.len().saturating_sub(length);
     if cut > 0 {
         check_room(&tokenizer, length)?;
         let truncation = TruncationParams { max_length: length, stride: 0, ..truncation };
         tokenizer.with_truncation(Some(truncation)).map_err(refuse)?;
-        encoding = tokenizer.encode_fast(text, true).map_err(refuse)?;
+        encoding = tokenizer.encode(text, true).map_err(refuse)?;
     }
     if encoding.len() < length {
         let p = padding?;
