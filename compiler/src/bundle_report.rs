@@ -136,7 +136,8 @@ fn image_text(bundle: &ClientBundle) -> Option<String> {
 
 fn tokenizer_text(bundle: &ClientBundle) -> Option<Vec<String>> {
     let text = bundle.interface.text.as_ref()?;
-    let first = format!("{}, SHA-256 {}", kilobytes(text.tokenizer.len()), &text.sha256[..text.sha256.len().min(16)]);
+    let first =
+        format!("{}, SHA-256 {}", kilobytes(text.tokenizer.len()), text.sha256.chars().take(16).collect::<String>());
     let role = |(name, role): &(String, thex_circuit::TokenRole)| format!("fills {name} with {role:?}").to_lowercase();
     Some(std::iter::once(first).chain(text.roles.iter().map(role)).collect())
 }
@@ -147,7 +148,7 @@ fn tokenizer_text(bundle: &ClientBundle) -> Option<Vec<String>> {
 /// The bundle's graphs are inconsistent.
 pub fn bundle_text(bundle: &ClientBundle) -> Result<String> {
     let mut out = String::new();
-    let digest = &bundle.circuit[..bundle.circuit.len().min(16)];
+    let digest: String = bundle.circuit.chars().take(16).collect();
     let _ = writeln!(out, "{}, client bundle of circuit {digest}", bundle.model);
     field(&mut out, "inputs", shapes_text(&bundle.prologue.inputs));
     field(&mut out, "tokenizer", tokenizer_text(bundle).unwrap_or_else(|| vec!["none".into()]));

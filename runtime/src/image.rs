@@ -18,7 +18,7 @@ use crate::error::{Result, RuntimeError};
 
 /// The most that decoding may allocate, about 16 million pixels.
 const MAX_BYTES: usize = 128 << 20;
-/// Pictures with more pixels are refused before they are decoded.
+/// Pictures with more pixels are refused before they are decoded, and so are models of them.
 const MAX_PIXELS: usize = 1 << 24;
 
 /// A picture as the model takes it.
@@ -37,6 +37,7 @@ pub struct Pictured {
 pub fn image_input(inputs: &[(String, Vec<usize>)]) -> std::result::Result<(&str, [usize; 3]), String> {
     if let [(name, shape)] = inputs
         && let [1, channels @ (1 | 3), height, width] = shape[..]
+        && height.checked_mul(width).is_some_and(|pixels| (1..=MAX_PIXELS).contains(&pixels))
     {
         return Ok((name, [channels, height, width]));
     }

@@ -99,12 +99,15 @@ pub fn tokenize(bundle: &ClientBundle, text: &str) -> Result<Tokenized> {
     Ok(Tokenized { inputs: inputs.collect::<Result<_>>()?, padding: length - tokens.len().min(length), tokens, cut })
 }
 
+/// No model is compiled for more tokens; a bundle that says so is damaged.
+const MAX_TOKENS: usize = 1 << 20;
+
 /// The number of tokens that the model was compiled for.
 fn length(format: &TextFormat, inputs: &[(String, Vec<usize>)]) -> Result<usize> {
     let ids = format.roles.iter().find(|(_, role)| *role == TokenRole::Ids);
     let shape = ids.and_then(|(name, _)| inputs.iter().find(|(n, _)| n == name)).map(|(_, shape)| shape.as_slice());
     match shape {
-        Some(&[1, length] | &[length]) if length > 0 => Ok(length),
+        Some(&[1, length] | &[length]) if (1..=MAX_TOKENS).contains(&length) => Ok(length),
         Some(other) => {
             Err(RuntimeError::Input(format!("the model takes token ids of shape {other:?}, not [1, tokens]")))
         }
