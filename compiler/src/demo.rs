@@ -11,6 +11,7 @@ use thex_circuit::{Circuit, ClientBundle};
 use thex_passes::Profile;
 use thex_runtime::client::{self, Named, Rounding};
 use thex_runtime::commands::{self, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedOutputs, calibrate, npz};
 
 use crate::error::{CompileError, Result};
@@ -52,7 +53,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     commands::encrypt(&EncryptArgs {
         bundle: at("digits.client"),
         key: at("keys").join("client.key"),
-        input: at("images.npz"),
+        source: Source::data_set(at("images.npz")),
         sample: options.sample,
         output: at("in.ct"),
     })?;

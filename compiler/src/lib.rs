@@ -2,16 +2,20 @@
 //!
 //! * [`import`]: ONNX → IR, checked against tract's own run of the model;
 //! * [`pipeline`]: import, passes, emission;
+//! * [`interface`]: tokenizer, class names, image normalisation for the bundle;
 //! * [`emit`]: placed graph → circuit and bundle;
 //! * [`evaluate`]: a compiled model against its float original, on data;
-//! * [`report`]: what a circuit is and costs;
+//! * [`report`]: what a circuit is and costs; [`bundle_report`]: what a client bundle holds;
 //! * [`demo`]: all of it on a model and image that come with the project.
 
+pub mod bundle_report;
 pub mod demo;
 pub mod emit;
 pub mod error;
 pub mod evaluate;
 pub mod import;
+pub mod interface;
+mod missing;
 pub mod pipeline;
 pub mod report;
 

@@ -13,6 +13,8 @@ use thex_runtime::npz;
 use crate::emit::{EmitOptions, Emitted, emit};
 use crate::error::{CompileError, Result};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
+use crate::interface::{self, InterfaceOptions};
+use crate::missing::missing;
 
 /// What to compile and how.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// Folder for the graph after every pass.
     pub dump_ir: Option<PathBuf>,
+    /// Tokenizer, class names and image normalisation.
+    pub interface: InterfaceOptions,
 }
 
 /// A compiled model, not yet on disk.
@@ -98,6 +102,9 @@ fn tensors(arrays: &[(String, ArrayD<f64>)], index: usize, order: &[(String, Vec
 /// # Errors
 /// The file is none, or an array is missing.
 pub fn read_data(path: &Path, inputs: &[InputInfo]) -> Result<Vec<(String, ArrayD<f64>)>> {
+    if let Some(error) = missing(path, &npz::names(path)?, inputs) {
+        return Err(error);
+    }
     let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
     Ok(npz::read(path, &names)?)
 }
@@ -147,6 +154,7 @@ pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rew
 /// # Errors
 /// [`CompileError`], which says what is at fault and what to do.
 pub fn compile(options: &CompileOptions) -> Result<Compiled> {
+    let interface = interface::read(&options.interface, &import::inputs(&options.model)?)?;
     let Rewritten { graph, cx, records } = rewrite(options, None)?;
     let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let info = CircuitInfo {
@@ -158,7 +166,8 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     let (Some(prologue), Some(epilogue)) = (cx.prologue, cx.epilogue) else {
         return Err(CompileError::Internal("the model was not split into client and server".into()));
     };
-    let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue })?;
+    let interface = interface::fit(interface, &prologue, &epilogue)?;
+    let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue, interface })?;
     Ok(Compiled { emitted, records, log: cx.log })
 }
 

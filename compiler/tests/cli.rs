@@ -203,7 +203,7 @@ fn things_that_do_not_belong_together() {
     let arguments = ["evaluate", text(&prefix), "--model", text(&model), "--data", text(&data), "--mode", "clear"];
     fail(&arguments, &["mixed.circuit", "mixed.client", "do not belong together"]);
     // One file where another is wanted.
-    fail(&["inspect", text(&f.path("a.client"))], &["client bundle", "circuit"]);
+    fail(&["keygen", text(&f.path("a.circuit")), "-o", text(&f.path("k"))], &["a.circuit", "not a client bundle"]);
     fail(&["inspect", text(&key)], &["server.key"]);
     assert!(!out.exists());
 }

@@ -23,8 +23,13 @@ fn compile(shape: Shape, profile: Profile, seed: u64) -> (Emitted, Vec<Vec<Arc<T
     let mut cx = PassCx::new(profile, Arc::new(samples[..500].to_vec()));
     PassManager::default().run(&registry::pipeline(), &mut graph, &mut cx).unwrap();
     let info = CircuitInfo { predicted_output_error: cx.predicted_output_error, ..CircuitInfo::default() };
-    let options =
-        EmitOptions { parameters: cx.parameters, info, prologue: cx.prologue.unwrap(), epilogue: cx.epilogue.unwrap() };
+    let options = EmitOptions {
+        parameters: cx.parameters,
+        info,
+        prologue: cx.prologue.unwrap(),
+        epilogue: cx.epilogue.unwrap(),
+        interface: Default::default(),
+    };
     (emit(&graph, options).unwrap(), samples[500..].to_vec())
 }
 

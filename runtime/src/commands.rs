@@ -19,8 +19,9 @@ use crate::container::check_writable;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{CpuBackend, Executor};
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
-use crate::npz;
+use crate::labels::{self, Classified};
 use crate::progress::Progress;
+use crate::source::Source;
 
 /// Generate a client key (secret) and a server key for a compiled model.
 #[derive(Clone, Debug, Args)]
@@ -36,7 +37,7 @@ pub struct KeygenArgs {
     pub seed: Option<u64>,
 }
 
-/// Encrypt one sample of a data set.
+/// Encrypt one sample of a data set, a text or a picture.
 #[derive(Clone, Debug, Args)]
 pub struct EncryptArgs {
     /// The client bundle that `compile` wrote.
@@ -45,11 +46,11 @@ pub struct EncryptArgs {
     /// The client key.
     #[arg(long, value_name = "KEYS/client.key")]
     pub key: PathBuf,
-    /// One array for each input of the model; the first axis counts samples.
-    #[arg(long, value_name = "DATA.npz")]
-    pub input: PathBuf,
-    /// Which sample, from 0.
-    #[arg(long, value_name = "I", default_value_t = 0)]
+    /// What to encrypt.
+    #[command(flatten)]
+    pub source: Source,
+    /// Which sample of the data set, from 0.
+    #[arg(long, value_name = "I", default_value_t = 0, conflicts_with_all = ["text", "image"])]
     pub sample: usize,
     /// File for the ciphertexts.
     #[arg(short, long, value_name = "IN.ct")]
@@ -156,7 +157,7 @@ fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &
     Ok(())
 }
 
-/// Encrypts one sample.
+/// Encrypts one sample, text or picture.
 ///
 /// # Errors
 /// A file is not usable, files do not belong together, or the data is not what the model takes.
@@ -165,8 +166,7 @@ pub fn encrypt(args: &EncryptArgs) -> Result<()> {
     let bundle = ClientBundle::load(&args.bundle)?;
     let key = ClientKey::load(&args.key)?;
     check_key(&args.bundle, &bundle, &args.key, &key.info)?;
-    let names: Vec<&str> = bundle.prologue.inputs.iter().map(|(name, _)| name.as_str()).collect();
-    let sample = npz::sample(&npz::read(&args.input, &names)?, args.sample)?;
+    let sample = args.source.read(&bundle, args.sample)?;
     let (inputs, encoded) = client::encrypt(&bundle, &key, &sample)?;
     inputs.save(&args.output)?;
     for (name, count) in encoded.clamped.iter().filter(|(_, count)| *count > 0) {
@@ -309,13 +309,15 @@ pub fn decrypt(args: &DecryptArgs) -> Result<()> {
     same_key(&label(&args.key), &key.info.id, &label(&args.input), &result.info.key, advice)?;
     let rounding = if args.raw { Rounding::Raw } else { Rounding::Modelled };
     let outputs = client::decrypt(&bundle, &key, &result, rounding)?;
-    let text = if args.json { json(&outputs, rounding)? } else { table(&outputs) };
+    let classified = labels::classify(&bundle.interface.labels, &outputs);
+    let text = if args.json { json(&outputs, rounding, classified)? } else { table(&outputs, classified) };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").map_err(io("write to", Path::new("standard output")))
 }
 
-/// `{"outputs": {NAME: {"shape": [..], "data": [..]}}, "rounded": bool}`, data row-major.
-fn json(outputs: &[Named], rounding: Rounding) -> Result<String> {
+/// `{"outputs": {NAME: {"shape": [..], "data": [..]}}, "rounded": bool}`, data row-major; with class names also `"label"`,
+/// a string for an output of one row, else a list.
+fn json(outputs: &[Named], rounding: Rounding, classified: Option<Classified<'_>>) -> Result<String> {
     let entries: serde_json::Map<String, serde_json::Value> = outputs
         .iter()
         .map(|(name, value)| {
@@ -323,19 +325,25 @@ fn json(outputs: &[Named], rounding: Rounding) -> Result<String> {
             (name.clone(), serde_json::json!({ "shape": value.shape(), "data": data }))
         })
         .collect();
-    let whole = serde_json::json!({ "outputs": entries, "rounded": rounding == Rounding::Modelled });
+    let mut whole = serde_json::json!({ "outputs": entries, "rounded": rounding == Rounding::Modelled });
+    if let Some(classified) = classified {
+        whole["label"] = classified.json();
+    }
     serde_json::to_string(&whole).map_err(|e| RuntimeError::Internal(e.to_string()))
 }
 
 /// Values of a tensor that are printed for people.
 const SHOWN: usize = 64;
 
-fn table(outputs: &[Named]) -> String {
+/// The classes first, if they have names; then the other outputs, a line each.
+fn table(outputs: &[Named], classified: Option<Classified<'_>>) -> String {
     let line = |(name, value): &Named| {
         let shown: Vec<String> = value.iter().take(SHOWN).map(|v| format!("{v:.6}")).collect();
         let more = value.len().saturating_sub(SHOWN);
         let more = if more == 0 { String::new() } else { format!(" … ({more} more; --json has all)") };
         format!("{name} {:?}: {}{more}", value.shape(), shown.join(" "))
     };
-    outputs.iter().map(line).collect::<Vec<_>>().join("\n")
+    let named = classified.as_ref().map(|c| c.output);
+    let others = outputs.iter().filter(|(name, _)| Some(name.as_str()) != named).map(line);
+    classified.iter().map(Classified::text).chain(others).collect::<Vec<_>>().join("\n")
 }

@@ -2,6 +2,8 @@
 //!
 //! * [`keys`]: client and server keys, their files;
 //! * [`client`]: values → ciphertexts → values;
+//! * [`source`]: where those values come from: a data set, a [`text`] or an [`image`];
+//! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine;
@@ -16,11 +18,15 @@ pub mod commands;
 mod container;
 pub mod error;
 pub mod executor;
+pub mod image;
 mod kernels;
 pub mod keys;
+pub mod labels;
 pub mod npz;
 pub mod progress;
 pub mod simulate;
+pub mod source;
+pub mod text;
 
 pub use calibrate::KernelTimes;
 pub use ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};

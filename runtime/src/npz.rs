@@ -42,17 +42,30 @@ fn read_array(reader: &mut Reader, name: &str) -> std::result::Result<ArrayD<f64
     reader.by_name::<OwnedRepr<u64>, IxDyn>(name).map(|a| a.mapv(|v| v as f64))
 }
 
+fn open(path: &Path) -> Result<(Reader, Vec<String>)> {
+    let io = |source| RuntimeError::Io { action: "read", path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let bad = |e: ReadNpzError| malformed(path, format!("it is truncated or no .npz file ({e})"));
+    let mut reader = NpzReader::new(BufReader::new(file)).map_err(bad)?;
+    let names = reader.names().map_err(bad)?;
+    Ok((reader, names))
+}
+
+/// The names of all arrays in a file.
+///
+/// # Errors
+/// The file is none.
+pub fn names(path: &Path) -> Result<Vec<String>> {
+    Ok(open(path)?.1)
+}
+
 /// Reads the arrays called `names`; others in the file are left alone.
 ///
 /// # Errors
 /// The file is none, an array is missing (the error lists those that are there), is not numeric, or has another
 /// number of samples than the others.
 pub fn read(path: &Path, names: &[&str]) -> Result<Vec<Named>> {
-    let io = |source| RuntimeError::Io { action: "read", path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let bad = |e: ReadNpzError| malformed(path, format!("it is truncated or no .npz file ({e})"));
-    let mut reader = NpzReader::new(BufReader::new(file)).map_err(bad)?;
-    let present = reader.names().map_err(bad)?;
+    let (mut reader, present) = open(path)?;
     let mut arrays = Vec::new();
     for &name in names {
         if !present.iter().any(|p| p == name) {

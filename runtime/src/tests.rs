@@ -27,6 +27,7 @@ fn bundle() -> ClientBundle {
         inputs: Vec::new(),
         outputs: Vec::new(),
         epilogue: ClearGraph::default(),
+        interface: Default::default(),
     }
 }
 

@@ -9,8 +9,9 @@ use ndarray::{ArrayD, IxDyn};
 use ndarray_npy::NpzWriter;
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::{Block, Linear, Provenance};
-use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Parameters, Port};
+use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedInputs, EncryptedOutputs, ErrorKind, ServerKey, client};
 
 /// y = 3·x₀ − x₁ + 1, on two elements.
@@ -55,6 +56,7 @@ fn bundle(digest: &str) -> ClientBundle {
             noise: vec![1e-3],
         }],
         epilogue: ClearGraph::identity(&[("y".into(), vec![1])]),
+        interface: Interface::default(),
     }
 }
 
@@ -89,7 +91,7 @@ fn encrypt(work: &Work, bundle: &str, sample: usize, output: &str) -> thex_runti
     commands::encrypt(&EncryptArgs {
         bundle: work.path(bundle),
         key: work.path("keys/client.key"),
-        input: work.path("data.npz"),
+        source: Source::data_set(work.path("data.npz")),
         sample,
         output: work.path(output),
     })

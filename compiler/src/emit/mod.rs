@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
-use thex_circuit::{Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Parameters, Port};
+use thex_circuit::{Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
 
 use crate::error::CompileError;
@@ -25,6 +25,8 @@ pub struct EmitOptions {
     pub prologue: ClearGraph,
     /// What it computes after decryption.
     pub epilogue: ClearGraph,
+    /// What people give it and get from it.
+    pub interface: Interface,
 }
 
 /// Encoding and range of a look-up argument.
@@ -76,7 +78,8 @@ pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError
     circuit.verify().map_err(CompileError::Internal)?;
     let circuit_bytes = circuit.to_bytes()?;
     let digest = thex_circuit::file::digest(&circuit_bytes);
-    let bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
+    let mut bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
+    bundle.interface = options.interface;
     let bundle_bytes = bundle.to_bytes()?;
     Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
 }
@@ -328,6 +331,7 @@ fn bundle(
         epilogue,
         inputs,
         outputs,
+        interface: Interface::default(),
     })
 }
 

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clear::ClearGraph;
+use crate::interface::Interface;
 use crate::params::Parameters;
 
 /// Affine encoding of one element: value = offset + scale·φ, with φ the phase in [-½, ½) of the torus.
@@ -65,4 +66,7 @@ pub struct ClientBundle {
     pub outputs: Vec<Port>,
     /// Clear graph from the decrypted values to the model's outputs.
     pub epilogue: ClearGraph,
+    /// Tokenizer, image normalisation and class names, where the compiler was given them.
+    #[serde(default, skip_serializing_if = "Interface::is_empty")]
+    pub interface: Interface,
 }

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use crate::bundle::ClientBundle;
 use crate::clear::{ClearGraph, Tensor};
 use crate::error::{CircuitError, Result};
 use crate::instruction::{ABSENT, Block, Circuit, Instruction};
+use crate::interface::MAX_TOKENIZER_BYTES;
 
 /// Version of both formats. Readers refuse any other.
 pub const FORMAT_VERSION: u32 = 1;
@@ -34,6 +35,9 @@ struct Manifest<T> {
     version: u32,
     body: T,
 }
+
+/// Name of the tensor of bytes that holds a bundle's tokenizer.
+const TOKENIZER: &str = "tokenizer";
 
 struct Blob {
     dtype: Dtype,
@@ -156,6 +160,23 @@ pub fn write_atomic(path: &Path, bytes: &[u8], private: bool) -> Result<()> {
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(())
+}
+
+/// Whether a file says that it is a client bundle. Reads the header only; what else is wrong, [`ClientBundle::load`] tells.
+#[must_use]
+pub fn is_bundle(path: &Path) -> bool {
+    const MAX_HEADER_BYTES: u64 = 100 << 20;
+    let start = || {
+        let mut file = std::fs::File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length).min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+        let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
+        let manifest = header.get("__metadata__")?.get("thex")?.as_str()?;
+        Some(manifest.starts_with(r#"{"kind":"client bundle""#))
+    };
+    start().unwrap_or(false)
 }
 
 impl Circuit {
@@ -359,6 +380,10 @@ impl ClientBundle {
         let mut blobs = BTreeMap::new();
         put_constants(&mut blobs, "prologue", &self.prologue);
         put_constants(&mut blobs, "epilogue", &self.epilogue);
+        if let Some(text) = &self.interface.text {
+            let (shape, bytes) = (vec![text.tokenizer.len()], text.tokenizer.to_vec());
+            blobs.insert(TOKENIZER.to_owned(), Blob { dtype: Dtype::U8, shape, bytes });
+        }
         serialize("client bundle", self, &blobs).map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
     }
 
@@ -379,6 +404,14 @@ impl ClientBundle {
             .map_err(|e| format!("it is truncated or damaged ({e:?}): copy or compile it again"))?;
         bundle.prologue.constants = take_constants(&tensors, "prologue")?;
         bundle.epilogue.constants = take_constants(&tensors, "epilogue")?;
+        if let Some(text) = &mut bundle.interface.text {
+            let view = tensors.tensor(TOKENIZER).map_err(|_| "its tokenizer is missing")?;
+            if view.data().len() as u64 > MAX_TOKENIZER_BYTES {
+                return Err(format!("its tokenizer has more than {MAX_TOKENIZER_BYTES} bytes"));
+            }
+            text.tokenizer = view.data().into();
+        }
+        bundle.interface.check(&bundle.prologue.inputs)?;
         for port in bundle.inputs.iter().chain(&bundle.outputs) {
             let elements = port.shape.iter().try_fold(1_usize, |a, &b| a.checked_mul(b));
             if elements != Some(port.encodings.len()) {

@@ -12,11 +12,13 @@ pub mod clear;
 pub mod error;
 pub mod file;
 pub mod instruction;
+pub mod interface;
 pub mod noise;
 pub mod params;
 
 pub use bundle::{ClientBundle, Encoding, Port};
 pub use error::CircuitError;
 pub use instruction::{Circuit, CircuitInfo, Instruction, LayerInfo};
+pub use interface::{ImageFormat, Interface, TextFormat, TokenRole};
 pub use noise::NoiseModel;
 pub use params::Parameters;

@@ -5,18 +5,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use thex::bundle_report;
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, evaluate};
 use thex::pipeline::{CompileOptions, Compiled, compile, rewrite, with_suffix};
 use thex::report;
-use thex_circuit::Circuit;
-use thex_circuit::file::write_atomic;
+use thex_circuit::file::{is_bundle, write_atomic};
+use thex_circuit::{Circuit, ClientBundle};
 use thex_passes::{Precision, Profile, registry};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
 use thex_runtime::{calibrate, check_writable};
 
 mod diagnostic;
+mod interface;
+
+use interface::InterfaceArgs;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -101,13 +105,15 @@ struct CompileArgs {
     /// Prefix of the two files.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    #[command(flatten)]
+    interface: InterfaceArgs,
 }
 
-/// Say what a circuit is, and what running it costs.
+/// Say what a circuit is, and what running it costs; or what a client bundle holds.
 #[derive(clap::Args)]
 struct InspectArgs {
-    /// The circuit.
-    #[arg(value_name = "OUT.circuit")]
+    /// The circuit, or the client bundle.
+    #[arg(value_name = "OUT.circuit|OUT.client")]
     circuit: PathBuf,
     /// For people or for programs.
     #[arg(long, value_enum, default_value = "text")]
@@ -229,6 +235,7 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
         shapes: args.shapes.iter().cloned().collect::<BTreeMap<_, _>>(),
         precision: Precision { output_error: args.output_error, margin: args.margin },
         dump_ir: args.dump_ir.clone(),
+        interface: args.interface.options(),
     };
     if let Some(pass) = &args.stop_after {
         let rewritten = rewrite(&options, Some(pass))?;
@@ -254,6 +261,13 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<()> {
+    if is_bundle(&args.circuit) {
+        let bundle = ClientBundle::load(&args.circuit)?;
+        return match args.format {
+            Format::Text => print_out(&bundle_report::bundle_text(&bundle)?),
+            Format::Json => print_out(&format!("{}\n", bundle_report::bundle_json(&bundle)?)),
+        };
+    }
     let (circuit, digest) = Circuit::load(&args.circuit)?;
     let times = calibrate::measure(circuit.parameters, 0)?;
     match args.format {

@@ -4,6 +4,7 @@
 //! interpreter of the project, in double precision.
 
 mod eval;
+mod shapes;
 mod unary;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
 pub use eval::{evaluate, infer_shape};
+pub use shapes::LookUp;
 pub use unary::{UnaryChain, UnaryFn};
 
 /// A tensor of real values.
