@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
-use thex_circuit::{Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
+use thex_circuit::{
+    Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, NoiseModel, Parameters, Port,
+};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
 
 use crate::error::CompileError;
@@ -307,6 +309,7 @@ fn bundle(
         });
     }
     let noise = circuit.info.predicted_output_error.unwrap_or(0.0);
+    let fresh = NoiseModel::new(&circuit.parameters).fresh.sqrt();
     let mut outputs = Vec::new();
     for (name, id) in &graph.outputs {
         let operands = graph.operands(*id);
@@ -317,8 +320,8 @@ fn bundle(
             .collect::<Result<Vec<_>, CompileError>>()?;
         outputs.push(Port {
             name: name.clone(),
-            shape: graph.node(*id).shape.clone(),
-            noise: vec![noise; encodings.len()],
+            shape: epilogue.inputs.iter().find(|(n, _)| n == name).map_or_else(Vec::new, |(_, shape)| shape.clone()),
+            noise: vec![echo_noise(graph, *id, fresh).unwrap_or(noise); encodings.len()],
             encodings,
             ranges: Vec::new(),
         });
@@ -333,6 +336,20 @@ fn bundle(
         outputs,
         interface: Interface::default(),
     })
+}
+
+/// Standard deviation of an output that is an input handed back (a mask, for the client's epilogue): the encryption's own noise.
+fn echo_noise(graph: &Graph, output: NodeId, fresh: f64) -> Option<f64> {
+    let mut largest = 0.0_f64;
+    for made in graph.operands(output) {
+        matches!(&graph.node(made).op, Op::He(HeOp::Linear { map, .. }) if map.operands == 1).then_some(())?;
+        for source in graph.operands(made) {
+            matches!(graph.node(source).op, Op::He(HeOp::Encrypt)).then_some(())?;
+            let scales = graph.node(source).facts.encodings.as_ref()?.iter().map(|e| e.scale.abs());
+            largest = scales.fold(largest, f64::max);
+        }
+    }
+    (largest > 0.0).then_some(largest * fresh)
 }
 
 /// The layer that ONNX node names speak of: the first number in a path such as `/blocks.1/attn/MatMul`.

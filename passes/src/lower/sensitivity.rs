@@ -24,8 +24,14 @@ use super::usable;
 use crate::error::Result;
 use crate::pass::PassCx;
 
-/// Samples that are run backwards.
-const MAX_SAMPLES: usize = 48;
+/// Samples that are run backwards: as many as keep the work bounded, within these.
+const SAMPLES: std::ops::RangeInclusive<usize> = 12..=48;
+
+/// Ciphertexts times samples that are run backwards.
+const MAX_WORK: usize = 1 << 26;
+
+/// Samples whose gradients are in memory at the same time.
+const BATCH: usize = 4;
 
 /// Precision that the floor of [`Sensitivity::floored`] asks of an encoding.
 pub const LEAST_PRECISION: f64 = 1.0 / 128.0;
@@ -121,17 +127,18 @@ impl Totals {
 pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
     let order = graph.topological();
     let steps = derivative_steps(graph, cx);
-    let samples = chosen_samples(cx);
-    let partials = samples
-        .par_iter()
-        .enumerate()
-        .map(|(seed, sample)| -> Result<Totals> {
+    let samples = chosen_samples(graph, cx);
+    let numbered: Vec<(u64, &Vec<Arc<Tensor>>)> = (0..).zip(samples.iter().copied()).collect();
+    let mut sums = Totals::new(graph, &order);
+    for batch in numbered.chunks(BATCH) {
+        let partial = |(seed, sample): &(u64, &Vec<Arc<Tensor>>)| -> Result<Totals> {
             let values = interpret::run_all(graph, sample)?;
-            Ok(totals(graph, &order, &values, &steps, seed as u64))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    // Summed in order, so that the result does not depend on the number of threads.
-    let sums = partials.iter().fold(Totals::new(graph, &order), |sum, part| sum.merge(part));
+            Ok(totals(graph, &order, &values, &steps, *seed))
+        };
+        let partials = batch.par_iter().map(partial).collect::<Result<Vec<_>>>()?;
+        // Summed in order, so that the result does not depend on the number of threads.
+        sums = partials.iter().fold(sums, |sum, part| sum.merge(part));
+    }
     let n = samples.len().max(1) as f64;
     let average = |v: Vec<f64>| v.into_iter().map(|x| x / n).collect::<Vec<f64>>();
     let variance: f64 = sums.outputs.iter().map(|(s, q)| q / n - (s / n).powi(2)).sum();
@@ -148,8 +155,10 @@ pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
 }
 
 /// Calibration samples that are run backwards, evenly spaced.
-fn chosen_samples(cx: &PassCx) -> Vec<&Vec<Arc<Tensor>>> {
-    let stride = cx.samples.len().div_ceil(MAX_SAMPLES).max(1);
+fn chosen_samples<'a>(graph: &Graph, cx: &'a PassCx) -> Vec<&'a Vec<Arc<Tensor>>> {
+    let ciphertexts: usize = graph.ids().map(|id| graph.node(id).shape.iter().product::<usize>()).sum();
+    let count = (MAX_WORK / ciphertexts.max(1)).clamp(*SAMPLES.start(), *SAMPLES.end());
+    let stride = cx.samples.len().div_ceil(count).max(1);
     cx.samples.iter().step_by(stride).collect()
 }
 
@@ -271,7 +280,7 @@ pub fn rounding(
     let order = graph.topological();
     let steps = derivative_steps(graph, cx);
     let classes = column_classes(graph, scale);
-    let samples = chosen_samples(cx);
+    let samples = chosen_samples(graph, cx);
     let partial = |(seed, sample): (usize, &&Vec<Arc<Tensor>>)| -> Result<Rounding> {
         let values = interpret::run_all(graph, sample)?;
         let mut found = Rounding::default();

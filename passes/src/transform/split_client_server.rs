@@ -37,9 +37,10 @@ impl Pass for SplitClientServer {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let epilogue = epilogue_nodes(graph);
+        cx.epilogue = Some(cut_epilogue(graph, &epilogue));
+        graph.remove_dead();
         let before = prologue_nodes(graph);
         let (prologue_count, epilogue_count) = (before.len(), epilogue.len());
-        cx.epilogue = Some(cut_epilogue(graph, &epilogue));
         let prologue = cut_prologue(graph, &before);
         note_tables(&prologue, cx);
         cx.samples = Arc::new(cx.samples.par_iter().map(|s| prologue.run(s)).collect::<std::result::Result<_, _>>()?);
