@@ -4,13 +4,17 @@
 //! * [`pipeline`]: import, passes, emission;
 //! * [`emit`]: placed graph → circuit and bundle;
 //! * [`evaluate`]: a compiled model against its float original, on data;
-//! * [`report`]: what a circuit is and costs;
+//! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page;
+//! * [`diff`]: what one pass changes;
+//! * [`explain`]: what the codes of errors mean;
 //! * [`demo`]: all of it on a model and image that come with the project.
 
 pub mod demo;
+pub mod diff;
 pub mod emit;
 pub mod error;
 pub mod evaluate;
+pub mod explain;
 pub mod import;
 pub mod pipeline;
 pub mod report;

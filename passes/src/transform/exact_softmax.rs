@@ -15,17 +15,20 @@ use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
 use super::{Builder, constant_and_other, find};
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx, Profile};
 
 /// See the module.
 pub struct ExactSoftmax {
     /// α of the shift.
     pub alpha: f64,
+    /// Whether keys are centred over the tokens.
+    pub centre_keys: bool,
 }
 
 impl Default for ExactSoftmax {
     fn default() -> Self {
-        Self { alpha: 0.5 }
+        Self { alpha: 0.5, centre_keys: true }
     }
 }
 
@@ -38,8 +41,28 @@ impl Pass for ExactSoftmax {
         "expand softmax into two passes of exp look-ups, a log and a reciprocal (exact)"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("exact_softmax.rs")
+    }
+
     fn applies(&self, profile: Profile) -> bool {
         profile == Profile::Exact
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![
+            PassOption::number(
+                "alpha",
+                &mut self.alpha,
+                0.05..=1.0,
+                "α of the shift (1/α)·ln Σ exp(α·s); 1 is the plain log-sum-exp",
+            ),
+            PassOption::switch(
+                "centre-keys",
+                &mut self.centre_keys,
+                "subtract from the keys their mean over the tokens",
+            ),
+        ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
@@ -56,7 +79,9 @@ impl Pass for ExactSoftmax {
 impl ExactSoftmax {
     fn replace(&self, graph: &mut Graph, id: NodeId) -> Result<()> {
         let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
-        centre_keys(graph, id)?;
+        if self.centre_keys {
+            centre_keys(graph, id)?;
+        }
         let scores = graph.operands(id)[0];
         let sum = ClearOp::Reduce { reduction: Reduction::Sum, axis };
         let mut build = Builder::replacing(graph, id);

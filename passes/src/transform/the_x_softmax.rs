@@ -8,13 +8,20 @@ use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
 use super::{Builder, find};
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx, Profile};
 
-/// When all scores of a row are below −2 all cubes are 0, and so is their sum; below this, it is held here.
-const LEAST_SUM: UnaryFn = UnaryFn::Clamp { lo: 1.0 / 64.0, hi: f64::MAX };
-
 /// See the module.
-pub struct TheXSoftmax;
+pub struct TheXSoftmax {
+    /// When all scores of a row are below −2 all cubes are 0, and so is their sum; below this, it is held here.
+    pub least_sum: f64,
+}
+
+impl Default for TheXSoftmax {
+    fn default() -> Self {
+        Self { least_sum: 1.0 / 64.0 }
+    }
+}
 
 impl Pass for TheXSoftmax {
     fn name(&self) -> &'static str {
@@ -25,14 +32,27 @@ impl Pass for TheXSoftmax {
         "replace softmax by normalised cubes ReLU(x/2+1)^3, as THE-X does"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("the_x_softmax.rs")
+    }
+
     fn applies(&self, profile: Profile) -> bool {
         profile == Profile::TheX
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![PassOption::number(
+            "least-sum",
+            &mut self.least_sum,
+            1e-4..=1.0,
+            "least sum of cubes that the reciprocal tells apart",
+        )]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
         for &id in &nodes {
-            replace(graph, id)?;
+            replace(graph, id, self.least_sum)?;
             let name = graph.node(id).name.clone();
             cx.approximations.push(format!("{name}: softmax replaced by normalised cubes ReLU(x/2+1)^3 (THE-X)"));
         }
@@ -42,14 +62,15 @@ impl Pass for TheXSoftmax {
     }
 }
 
-fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
+fn replace(graph: &mut Graph, id: NodeId, least_sum: f64) -> Result<()> {
     let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
     let scores = graph.operands(id)[0];
     let mut build = Builder::replacing(graph, id);
     let cube = vec![UnaryFn::Affine { scale: 0.5, shift: 1.0 }, UnaryFn::Relu, UnaryFn::Power { exponent: 3 }];
     let cubes = build.unary("cube", cube, scores)?;
     let sum = build.clear("sum", ClearOp::Reduce { reduction: Reduction::Sum, axis }, &[cubes])?;
-    let inverse = build.unary("reciprocal", vec![LEAST_SUM, UnaryFn::Reciprocal], sum)?;
+    let held = UnaryFn::Clamp { lo: least_sum, hi: f64::MAX };
+    let inverse = build.unary("reciprocal", vec![held, UnaryFn::Reciprocal], sum)?;
     let probabilities = build.clear("normalise", ClearOp::Mul, &[cubes, inverse])?;
     graph.replace_uses(id, probabilities);
     Ok(())

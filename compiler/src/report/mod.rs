@@ -1,5 +1,8 @@
 //! What a circuit is and costs, for people and for programs.
 
+pub mod data;
+pub mod page;
+
 use std::fmt::Write;
 
 use serde_json::{Value, json};
