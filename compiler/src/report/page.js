@@ -8,9 +8,11 @@
   const at = (id) => document.getElementById(id);
   const sum = (list, of) => list.reduce((total, item) => total + of(item), 0);
   const whole = (n) => Math.round(n).toLocaleString("en-US");
-  const digits = (n, d = 3) => (n === 0 ? "0" : Number(n).toLocaleString("en-US", { maximumSignificantDigits: d }));
+  const digits = (n, d = 3) => (n === 0 ? "0" : Number(n).toLocaleString("en-US", { maximumSignificantDigits: d }).replace("-", "−"));
   const percent = (part) => `${(100 * part).toFixed(1)} %`;
   const time = (s) => (s >= 120 ? `${Math.floor(s / 60)} min ${Math.round(s % 60)} s` : s >= 9.95 ? `${Math.round(s)} s` : `${s.toFixed(s < 0.1 ? 2 : 1)} s`);
+  const brief = (s) => (s >= 120 ? `${(s / 60).toFixed(1)} min` : time(s));
+  const power = (v, d = 1) => `2^${v < 0 ? "−" : ""}${Math.abs(v).toFixed(d)}`;
   const bytes = (n) => (n >= 1e9 ? `${(n / 1e9).toFixed(1)} GB` : n >= 1e6 ? `${(n / 1e6).toFixed(0)} MB` : `${(n / 1e3).toFixed(0)} kB`);
 
   function fill(node, attributes, children) {
@@ -60,10 +62,20 @@
   });
   const sequence = layers.flatMap((l) => l.members);
 
+  /** Scalings and shifts that follow one another, as one. */
+  function mergeAffine(functions) {
+    const affine = (f) => (f.startsWith("affine(") ? f.slice(7, -1).split(",").map(Number) : null);
+    return functions.reduce((done, f) => {
+      const [last, next] = [affine(done[done.length - 1] || ""), affine(f)];
+      if (!last || !next) return [...done, f];
+      return [...done.slice(0, -1), `affine(${last[0] * next[0]},${last[1] * next[0] + next[1]})`];
+    }, []);
+  }
+
   /** The function of one variable as people write it. */
   function formula(label) {
     const number = (text) => digits(Number(text));
-    return label.split("|").reduce((x, f) => {
+    return mergeAffine(label.split("|")).reduce((x, f) => {
       const [, name, list] = f.match(/^([a-z-]+)(?:\((.*)\))?$/) || [null, f, ""];
       const [a, b] = (list || "").split(",");
       switch (name) {
@@ -142,7 +154,7 @@
   function pbsChart(width) {
     const kinds = [["pbs", "look-ups"], ["lut-product", "rotations of products"]];
     const rows = layers.filter((l) => l.pbs > 0).map((layer) => ({
-      name: layer.name, note: `${whole(layer.pbs)} · ${time(layer.seconds)}`,
+      name: layer.name, note: `${whole(layer.pbs)} · ${brief(layer.seconds)}`,
       parts: kinds.map(([op, label], i) => {
         const value = sum(layer.members, (n) => sum(n.steps.filter((s) => s.op === op), (s) => s.pbs));
         return { value, colour: COLOURS[i], label: `${label}: ${whole(value)}` };
@@ -155,7 +167,7 @@
     const kinds = [["pbs", "look-ups"], ["lut-product", "products"], ["keyswitch", "keyswitches"], ["pack", "packs"], ["he-linear", "linear"]];
     const rows = kinds.map(([op, name], i) => {
       const value = sum(nodes, (n) => sum(n.steps.filter((s) => s.op === op), n.stepSeconds));
-      return { name, note: `${time(value)} · ${percent(value / (circuit.estimated_seconds || 1))}`, parts: [{ value, colour: COLOURS[i], label: time(value) }] };
+      return { name, note: `${brief(value)} · ${percent(value / (circuit.estimated_seconds || 1))}`, parts: [{ value, colour: COLOURS[i], label: time(value) }] };
     });
     return [bars(rows, width, 128)];
   }
@@ -202,9 +214,9 @@
       ["argument that multiplies several values", COLOURS[1]],
       ["output of a look-up, or an input", COLOURS[5]],
     ];
-    const whole = Math.max(0, ...nodes.flatMap((n) => n.steps.filter((s) => s.op === "keyswitch").map((s) => s.noise_bits ?? 0)));
+    const full = Math.max(0, ...nodes.flatMap((n) => n.steps.filter((s) => s.op === "keyswitch").map((s) => s.noise_bits ?? 0)));
     const points = sequence.flatMap((n, i) => n.steps.filter((s) => s.noise_bits !== null).map((s) => {
-      const kind = s.op !== "keyswitch" ? 2 : s.noise_bits < whole - 0.01 ? 1 : 0;
+      const kind = s.op !== "keyswitch" ? 2 : s.noise_bits < full - 0.01 ? 1 : 0;
       return { i, bits: s.noise_bits, kind, text: `${s.name}: ${s.noise_bits.toFixed(1)} bits` };
     }));
     const [left, height] = [34, 230];
@@ -254,11 +266,11 @@
   function cells(item, name, shape, scale) {
     const bar = el("span", { class: "bar n" });
     if (item.pbs) bar.append(el("i", {}, el("u", { style: `width:${Math.max((100 * item.pbs) / scale, 1)}%` })), el("b", { text: whole(item.pbs) }));
-    return [name, cell(shape, "soft"), bar, cell(item.packs ? whole(item.packs) : "", "n"), cell(item.seconds >= 0.005 ? time(item.seconds) : "", "n"), cell(item.error >= 5e-4 ? percent(item.error) : "", "n")];
+    return [name, cell(shape, "soft"), bar, cell(item.packs ? whole(item.packs) : "", "n"), cell(item.seconds >= 0.005 ? brief(item.seconds) : "", "n"), cell(item.error >= 5e-4 ? percent(item.error) : "", "n")];
   }
 
   function layerRow(layer) {
-    const name = el("span", { class: "name" }, layer.name, el("em", { text: layer.members.length === 1 ? "1 tensor" : `${layer.members.length} tensors` }));
+    const name = el("span", { class: "name" }, el("span", { text: layer.name }), el("em", { text: layer.members.length === 1 ? "1 tensor" : `${layer.members.length} tensors` }));
     const row = el("button", { type: "button", class: "row layer", "data-layer": layer.name, "aria-expanded": unfolded.has(layer.name) }, ...cells(layer, name, "", circuit.pbs_count || 1));
     row.addEventListener("click", () => { toggle(unfolded, layer.name); drawGraph(); });
     return row;
@@ -266,11 +278,11 @@
 
   function nodeRow(node) {
     const op = node.function ? formula(node.function) : node.op;
-    const name = el("span", { class: "name", title: node.name }, node.name, el("em", { text: op }));
-    if (node.notes.some((n) => n.approximates)) name.append(" ", el("span", { class: "chip warn", text: "approximated" }));
+    const name = el("span", { class: "name", title: `${node.name}: ${op}` }, el("span", { text: node.name }), el("em", { text: op }));
+    if (node.notes.some((n) => n.approximates)) name.append(el("span", { class: "chip warn", text: "approx." }));
     const quiet = node.steps.length ? "" : " quiet";
     const row = el("button", { type: "button", class: `row node${quiet}`, "data-node": node.index, "aria-expanded": opened.has(node.index) }, ...cells(node, name, node.shape.join("×"), mostPbs));
-    row.addEventListener("click", () => { toggle(opened, node.index); drawGraph(); });
+    row.addEventListener("click", () => openNode(node, row));
     row.addEventListener("mouseenter", () => highlight(node.index, true));
     row.addEventListener("mouseleave", () => highlight(node.index, false));
     return row;
@@ -278,12 +290,12 @@
   const toggle = (set, key) => (set.has(key) ? set.delete(key) : set.add(key));
   const highlight = (index, on) => document.querySelectorAll(`#rows path[data-from="n${index}"], #rows path[data-to="n${index}"]`).forEach((p) => p.classList.toggle("hot", on));
 
-  const pair = (a, b, text) => (a === b ? text(a) : `${text(a)} … ${text(b)}`);
+  const pair = (a, b, text) => (text(a) === text(b) ? text(a) : `${text(a)} … ${text(b)}`);
   function stepTable(node) {
     const cellsOf = (s) => {
       const error = sum(node.sources.filter((e) => e.step === s.name), (e) => e.variance) / variance;
-      return [s.op, whole(s.elements), s.pbs ? whole(s.pbs) : "", s.packs ? whole(s.packs) : "", s.slots || "", s.delta_log2 ? pair(...s.delta_log2, (v) => `2^${v.toFixed(1)}`) : "",
-        s.noise_bits === null ? "" : s.noise_bits.toFixed(1), s.weight_log2 === null ? "" : `2^${s.weight_log2.toFixed(1)}`, error >= 5e-4 ? percent(error) : "", node.stepSeconds(s) >= 5e-4 ? `${node.stepSeconds(s).toFixed(3)} s` : ""];
+      return [s.op, whole(s.elements), s.pbs ? whole(s.pbs) : "", s.packs ? whole(s.packs) : "", s.slots || "", s.delta_log2 ? pair(...s.delta_log2, power) : "",
+        s.noise_bits === null ? "" : s.noise_bits.toFixed(1), s.weight_log2 === null ? "" : power(s.weight_log2), error >= 5e-4 ? percent(error) : "", node.stepSeconds(s) >= 5e-4 ? `${node.stepSeconds(s).toFixed(3)} s` : ""];
     };
     const heads = ["operation", "elements", "PBS", "packs", "slots", "Δ (turns a unit)", "bits", "weights up to", "error", "time"];
     const row = (tag, texts) => el("tr", {}, ...texts.map((text, i) => el(tag, { class: i ? "n" : "", text })));
@@ -325,11 +337,22 @@
     return box;
   }
 
+  /** Opens or closes a tensor's detail in place. */
+  function openNode(node, row) {
+    toggle(opened, node.index);
+    row.setAttribute("aria-expanded", opened.has(node.index));
+    if (opened.has(node.index)) row.after(detail(node));
+    else row.nextElementSibling.remove();
+    drawEdges();
+  }
+
+  let rows = [];
+  let rowOf = new Map();
   function drawGraph() {
     const focus = document.activeElement && document.activeElement.dataset ? { ...document.activeElement.dataset } : {};
     const box = at("rows");
-    const rows = [];
-    const rowOf = new Map();
+    rows = [];
+    rowOf = new Map();
     box.replaceChildren(el("div", { class: "row head" }, ...["tensor", "shape", "PBS", "packs", "time", "error"].map((t, i) => el("span", { class: i > 1 ? "n" : "", text: t }))));
     for (const layer of layers) {
       const head = layerRow(layer);
@@ -347,13 +370,15 @@
         if (opened.has(node.index)) box.append(detail(node));
       }
     }
-    drawEdges(box, rows, rowOf);
+    drawEdges();
     const again = focus.layer ? box.querySelector(`[data-layer="${focus.layer}"]`) : focus.node ? box.querySelector(`[data-node="${focus.node}"]`) : null;
     if (again) again.focus({ preventScroll: true });
   }
 
   /** Each row's dot keeps a lane down to its last reader, as in a commit graph. */
-  function drawEdges(box, rows, rowOf) {
+  function drawEdges() {
+    const box = at("rows");
+    box.querySelector("svg.edges")?.remove();
     const readers = rows.map(() => new Set());
     for (const node of nodes) {
       for (const operand of node.operands) {
@@ -372,7 +397,7 @@
     box.style.setProperty("--gutter", `${gutter}px`);
     const x = (i) => gutter - 16 - lane[i] * 13;
     const y = (i) => rows[i].element.offsetTop + rows[i].element.offsetHeight / 2;
-    const out = svg("svg", { width: gutter, height: box.offsetHeight });
+    const out = svg("svg", { class: "edges", width: gutter, height: box.offsetHeight });
     rows.forEach((row, i) => {
       for (const to of readers[i]) {
         const [x1, y1, x2, y2] = [x(i), y(i), x(to), y(to)];
@@ -392,7 +417,7 @@
       at("approximations").append(el("p", { class: "lead", text: "Nothing: the profile looks every function up exactly. What is left is the noise of encryption and the rounding of weights and tables." }));
       return;
     }
-    const why = "The profile asks for what is cheap under encryption in place of what is exact; the accuracy that this costs comes back with fine-tuning.";
+    const why = "The profile asks for what is cheap under encryption in place of what is exact. THE-X gets the accuracy that this costs back by fine-tuning.";
     at("approximations").append(el("p", { class: "lead", text: why }), el("div", { class: "cards" }, ...lines.map(({ pass, text }) =>
       el("div", { class: "card" }, el("span", { class: "chip warn", title: pass.description, text: pass.name }), " ", text))));
   }
@@ -412,7 +437,6 @@
 
   function parameters() {
     const p = circuit.parameters;
-    const power = (v) => `2^${v.toFixed(1)}`;
     const decomposition = (d) => `2^${d.base_log} × ${d.level}`;
     const facts = [
       ["security", `${circuit.security_bits} bits`], ["LWE dimension n", whole(p.lwe_dimension)], ["GLWE dimension k", whole(p.glwe_dimension)],
@@ -433,7 +457,7 @@
   chart("chart-noise", noiseChart);
   chart("chart-ranges", rangesChart);
   drawGraph();
-  new ResizeObserver(() => drawGraph()).observe(document.body);
+  window.addEventListener("resize", drawEdges);
   at("unfold").addEventListener("click", () => { layers.forEach((l) => unfolded.add(l.name)); drawGraph(); });
   at("fold").addEventListener("click", () => { unfolded.clear(); opened.clear(); drawGraph(); });
   approximations();
