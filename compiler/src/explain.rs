@@ -215,9 +215,8 @@ the model. What comes after the last transformer layer and needs such an operato
         kind: Kind::Unsupported,
         title: "nodes cannot be lowered to homomorphic operations",
         text: "\
-The model was imported, but some nodes that depend on encrypted inputs have no homomorphic form: a maximum over an axis, a mask
-that depends on an input and reaches 10^9, a product of more than two encrypted tensors in a form that is not known. The message
-lists all of them with their ONNX names.
+The model was imported, but some nodes that depend on encrypted inputs have no homomorphic form: a maximum over an axis, values
+as large as those of an attention mask that is made from an input. The message lists all of them with their ONNX names.
 
 What to do: export without them (a fixed length needs no padding mask); let the client compute them. `thex compile
 --stop-after canonicalize` prints the graph as the passes see it.",

@@ -52,9 +52,9 @@
       error: sum(sources, (s) => s.variance) / variance,
     };
   });
-  const order = { input: -1, head: 1e9 };
-  const names = [...new Set(nodes.map((n) => n.group))];
-  names.sort((a, b) => (order[a] ?? names.indexOf(a)) - (order[b] ?? names.indexOf(b)));
+  const groups = [...new Set(nodes.map((n) => n.group))];
+  const ends = ["input", "head"];
+  const names = [...groups.filter((g) => g === "input"), ...groups.filter((g) => !ends.includes(g)), ...groups.filter((g) => g === "head")];
   const layers = names.map((name) => {
     const members = nodes.filter((n) => n.group === name);
     const total = (of) => sum(members, of);
