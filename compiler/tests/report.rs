@@ -71,7 +71,22 @@ fn every_instruction_belongs_to_one_tensor() {
     assert_eq!(steps().map(|s| s.pbs).sum::<u64>(), circuit.pbs_count());
     assert_eq!(steps().map(|s| s.packs).sum::<u64>(), circuit.pack_count());
     assert!(steps().filter(|s| s.op == "he-linear").all(|s| s.delta_log2.is_some() && s.weight_log2.is_some()));
-    assert!(steps().filter(|s| s.op == "keyswitch" || s.op == "pbs").all(|s| s.noise_bits.is_some()));
+    assert!(steps().filter(|s| s.op != "decrypt").all(|s| s.noise_bits.is_some()));
+}
+
+/// What an argument carries comes on top of the noise of its own switch, which the circuit states.
+#[test]
+fn noise_only_grows_until_it_is_renewed() {
+    let (circuit, data) = (FIXTURE.circuit().0, FIXTURE.data());
+    let steps: Vec<_> = data.nodes.iter().flat_map(|n| &n.steps).collect();
+    for step in steps.iter().filter(|s| s.op == "keyswitch") {
+        let switch = circuit.provenance[step.instruction.unwrap()].noise_bits.unwrap();
+        let total = step.noise_bits.unwrap();
+        assert!(total > 0.0 && total < switch + 1e-3, "{}: {total} bits of {switch}", step.name);
+    }
+    let fresh =
+        |op: &str| steps.iter().filter(|s| s.op == op).filter_map(|s| s.noise_bits).fold(f64::INFINITY, f64::min);
+    assert!(fresh("encrypt") > 20.0);
 }
 
 #[test]

@@ -12,11 +12,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use thex_circuit::file::read_limited;
-use thex_circuit::{Circuit, CircuitError, NoiseModel};
+use thex_circuit::{Circuit, CircuitError};
 use thex_ir::graph::{Ranges, Seen};
 use thex_ir::{ClearOp, Graph, HeOp, Node, NodeId, Op};
 use thex_passes::{ErrorSource, PassRecord, registry};
 
+use super::noise::CiphertextNoise;
 use crate::emit::layer_of;
 use crate::error::{CompileError, Result};
 use crate::pipeline::Compiled;
@@ -139,7 +140,9 @@ pub struct StepRow {
     pub slots: Option<usize>,
     /// Least and greatest log2 Δ: turns of the torus for one unit of the value.
     pub delta_log2: Option<(f64, f64)>,
-    /// Bits of the range that stand above the modelled noise: of a look-up's argument, or of its output (the worst element).
+    /// Positions of a look-up's argument: all of the table's, or those of one slot's box.
+    pub positions: Option<usize>,
+    /// Bits of the range that stand above the modelled noise of the ciphertext, for the worst element.
     pub noise_bits: Option<f64>,
     /// log2 of the largest integer weight.
     pub weight_log2: Option<f64>,
@@ -313,22 +316,28 @@ fn range(ranges: &Ranges, seen: &Seen) -> Option<RangeRow> {
 /// Attaches the placed graph's operations to their tensors.
 fn steps(compiled: &Compiled, tensors: &Tensors<'_>, nodes: &mut [NodeRow]) {
     let circuit = &compiled.emitted.circuit;
+    let noise = CiphertextNoise::new(&compiled.placed, &circuit.parameters);
     let numbers: BTreeMap<&str, usize> =
         circuit.provenance.iter().enumerate().map(|(i, p)| (p.name.as_str(), i)).collect();
     for id in compiled.placed.topological() {
         let node = compiled.placed.node(id);
         let Op::He(op) = &node.op else { continue };
         if let Some(index) = tensors.of_step(&node.name) {
-            nodes[index].steps.push(step(node, op, numbers.get(node.name.as_str()).copied(), circuit));
+            let bits = noise.bits(id).map(short);
+            nodes[index].steps.push(step(node, op, numbers.get(node.name.as_str()).copied(), circuit, bits));
         }
     }
 }
 
-fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit) -> StepRow {
+fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit, noise_bits: Option<f64>) -> StepRow {
     let instruction = number.map(|i| &circuit.instructions[i]);
     let slots = match op {
         HeOp::Pack { slots, .. } | HeOp::LutProduct { slots, .. } => Some(*slots),
         HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Keyswitch { .. } | HeOp::Pbs { .. } | HeOp::Decrypt { .. } => None,
+    };
+    let positions = match op {
+        HeOp::Keyswitch { positions, .. } => Some(*positions),
+        _ => None,
     };
     let largest = node.facts.integers.as_ref().and_then(|w| w.iter().map(|w| w.unsigned_abs()).max());
     StepRow {
@@ -340,7 +349,8 @@ fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit) -> Ste
         packs: instruction.map_or(0, thex_circuit::Instruction::pack_count),
         slots,
         delta_log2: delta_log2(node),
-        noise_bits: node.facts.noise_bits.or_else(|| fresh_bits(node, op, circuit)).map(short),
+        positions,
+        noise_bits,
         weight_log2: largest.filter(|w| *w > 0).map(|w| short(f64::from(w).log2())),
     }
 }
@@ -349,26 +359,6 @@ fn delta_log2(node: &Node) -> Option<(f64, f64)> {
     let scales: Vec<f64> = node.facts.encodings.as_ref()?.iter().map(|e| e.scale).collect();
     let [least, _, most] = spread(scales);
     (least > 0.0).then(|| (short(-most.log2()), short(-least.log2())))
-}
-
-/// Bits of the range above the noise that an encryption or a look-up is born with, for the worst element.
-fn fresh_bits(node: &Node, op: &HeOp, circuit: &Circuit) -> Option<f64> {
-    let noise = NoiseModel::new(&circuit.parameters);
-    let variance = match op {
-        HeOp::Encrypt => noise.fresh,
-        HeOp::Pbs { .. } => noise.bootstrap,
-        HeOp::Linear { .. }
-        | HeOp::Keyswitch { .. }
-        | HeOp::Pack { .. }
-        | HeOp::LutProduct { .. }
-        | HeOp::Decrypt { .. } => return None,
-    };
-    let (ranges, encodings) = (node.facts.ranges.as_ref()?, node.facts.encodings.as_ref()?);
-    let bits = |(i, e): (usize, &thex_circuit::Encoding)| {
-        let (lo, hi) = ranges.of(i);
-        ((hi - lo) / (variance.sqrt() * e.scale)).log2()
-    };
-    encodings.iter().enumerate().map(bits).filter(|b| b.is_finite()).min_by(f64::total_cmp)
 }
 
 fn source(source: &ErrorSource, tensors: &Tensors<'_>) -> SourceRow {

@@ -1,6 +1,7 @@
 //! What a circuit is and costs, for people and for programs.
 
 pub mod data;
+mod noise;
 pub mod page;
 
 use std::fmt::Write;

@@ -212,11 +212,11 @@
     const series = [
       ["argument with the whole table to itself", COLOURS[0]],
       ["argument that multiplies several values", COLOURS[1]],
-      ["output of a look-up, or an input", COLOURS[5]],
+      ["output of a look-up or product, or an input", COLOURS[5]],
     ];
-    const full = Math.max(0, ...nodes.flatMap((n) => n.steps.filter((s) => s.op === "keyswitch").map((s) => s.noise_bits ?? 0)));
-    const points = sequence.flatMap((n, i) => n.steps.filter((s) => s.noise_bits !== null).map((s) => {
-      const kind = s.op !== "keyswitch" ? 2 : s.noise_bits < full - 0.01 ? 1 : 0;
+    const shown = (s) => s.noise_bits !== null && ["keyswitch", "pbs", "lut-product", "encrypt"].includes(s.op);
+    const points = sequence.flatMap((n, i) => n.steps.filter(shown).map((s) => {
+      const kind = s.op !== "keyswitch" ? 2 : s.positions < circuit.parameters.polynomial_size ? 1 : 0;
       return { i, bits: s.noise_bits, kind, text: `${s.name}: ${s.noise_bits.toFixed(1)} bits` };
     }));
     const [left, height] = [34, 230];
