@@ -428,7 +428,7 @@
       el("td", {}, el("b", { text: p.name }), el("div", { class: "soft", text: p.description })),
       el("td", { class: "n", text: `${p.nodes[0]} → ${p.nodes[1]}` }),
       el("td", { class: "n", text: `${whole(p.milliseconds)} ms` }),
-      el("td", { text: Object.entries(p.counters).map(([k, v]) => `${whole(v)} ${k}`).join(", ") })));
+      el("td", { text: Object.entries(p.counters).filter(([, v]) => v > 0).map(([k, v]) => `${whole(v)} ${k}`).join(", ") || "–" })));
     at("pass-table").append(el("table", {}, el("thead", {}, el("tr", {}, ...heads.map(([text, kind]) => el("th", { class: kind, text })))), el("tbody", {}, ...rows)));
     for (const p of data.passes.filter((q) => q.notes.length)) {
       at("rewrite-log").append(el("h3", { text: p.name }), el("ul", {}, ...p.notes.map((text) => el("li", { text }))));

@@ -86,7 +86,7 @@ fn fit(graph: &Graph, id: NodeId, cx: &PassCx, samples: usize) -> Result<Fit> {
     let source = graph.operands(id)[0];
     let teacher = cx.teacher.as_deref();
     let target = teacher.and_then(|t| t.ids().find(|&i| t.node(i).name == node.name).map(|i| (t, i)));
-    let moments = cx.samples[..cx.samples.len().min(samples)]
+    let partials = cx.samples[..cx.samples.len().min(samples)]
         .par_iter()
         .map(|sample| -> Result<Vec<Moments>> {
             let values = interpret::run_all(graph, sample)?;
@@ -96,7 +96,9 @@ fn fit(graph: &Graph, id: NodeId, cx: &PassCx, samples: usize) -> Result<Fit> {
             };
             Ok(moments_of(&values[&source], &wanted, flags, channels))
         })
-        .try_reduce(|| vec![[0.0; 6]; channels], |a, b| Ok(add(a, &b)))?;
+        .collect::<Result<Vec<_>>>()?;
+    // Summed in order, so that the result does not depend on the number of threads.
+    let moments = partials.iter().fold(vec![[0.0; 6]; channels], |sum, part| add(sum, part));
     if moments.iter().any(|m| m[0] < 1.0) {
         return Err(PassError::Invalid(format!(
             "no calibration sample reaches `{}`: give --calibration an .npz with at least one sample",
