@@ -25,12 +25,14 @@ const CALIBRATION: &[u8] = include_bytes!("../../tests/data/digits_calibration.n
 const IMAGES: &[u8] = include_bytes!("../../tests/data/digits_dev.npz");
 
 /// What the demo shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DemoOptions {
     /// How non-linear functions are computed.
     pub profile: Profile,
     /// Which image.
     pub sample: usize,
+    /// Settings of passes, each `pass:option=value`.
+    pub pass_options: Vec<String>,
 }
 
 /// Runs the demo; the story goes to standard output, progress to standard error.
@@ -46,7 +48,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     }
     let image = npz::sample(&npz::read(&at("images.npz"), &["image"])?, options.sample)?;
     say("1. Compile a vision transformer (17 tokens, width 32, 2 layers) from ONNX to a TFHE circuit.\n")?;
-    compile_model(folder.path(), options.profile)?;
+    compile_model(folder.path(), options)?;
     say("2. The client makes its keys and encrypts an image. The server will see ciphertexts only.\n")?;
     draw(&image)?;
     commands::keygen(&KeygenArgs { bundle: at("digits.client"), output: at("keys"), seed: None })?;
@@ -81,12 +83,13 @@ fn say(text: &str) -> Result<()> {
     written.map_err(|e| CompileError::Invalid(format!("cannot write to standard output: {e}")))
 }
 
-fn compile_model(folder: &Path, profile: Profile) -> Result<()> {
+fn compile_model(folder: &Path, options: &DemoOptions) -> Result<()> {
     let start = Instant::now();
     let compiled = compile(&CompileOptions {
         model: folder.join("digits_vit.onnx"),
         calibration: folder.join("calibration.npz"),
-        profile,
+        profile: options.profile,
+        pass_options: options.pass_options.clone(),
         ..CompileOptions::default()
     })?;
     let seconds = start.elapsed().as_secs_f64();

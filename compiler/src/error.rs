@@ -21,7 +21,13 @@ pub enum CompileError {
     /// The runtime refused.
     #[error(transparent)]
     Runtime(#[from] thex_runtime::RuntimeError),
-    /// Arguments or data do not fit the model.
+    /// An argument is out of bounds, names nothing that exists, or does not go with the others.
+    #[error("{0}")]
+    Usage(String),
+    /// Calibration or evaluation data do not fit the model.
+    #[error("{0}")]
+    Data(String),
+    /// Anything else that is no bug: standard output is closed, circuit and model have different outputs.
     #[error("{0}")]
     Invalid(String),
     /// A bug of thex.
@@ -46,14 +52,25 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// A short code, printed with the error.
+    /// For people.
     #[must_use]
-    pub fn code(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Self::Invalid => "thex::invalid",
-            Self::Unsupported => "thex::unsupported",
-            Self::Infeasible => "thex::infeasible",
-            Self::Internal => "thex::internal",
+            Self::Invalid => "invalid input",
+            Self::Unsupported => "unsupported",
+            Self::Infeasible => "infeasible",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Exit status of the program. 2 is left to the command line's own errors.
+    #[must_use]
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Invalid => 3,
+            Self::Unsupported => 4,
+            Self::Infeasible => 5,
+            Self::Internal => 70,
         }
     }
 
@@ -70,6 +87,21 @@ impl Kind {
 }
 
 impl CompileError {
+    /// Stable code of the error, which [`explain`](crate::explain) explains.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Import(error) => error.code(),
+            Self::Pass(error) => error.code(),
+            Self::Circuit(error) => error.code(),
+            Self::Runtime(error) => error.code(),
+            Self::Data(_) => "TX0009",
+            Self::Usage(_) => "TX0011",
+            Self::Invalid(_) => "TX0014",
+            Self::Internal(_) => "TX0301",
+        }
+    }
+
     /// What kind of error it is.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -85,7 +117,9 @@ impl CompileError {
                 ErrorKind::Internal => Kind::Internal,
             },
             Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,
-            Self::Import(_) | Self::Pass(_) | Self::Circuit(_) | Self::Invalid(_) => Kind::Invalid,
+            Self::Import(_) | Self::Pass(_) | Self::Circuit(_) | Self::Usage(_) | Self::Data(_) | Self::Invalid(_) => {
+                Kind::Invalid
+            }
         }
     }
 }

@@ -152,7 +152,7 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
     let reference = import::import(&options.model, &ImportOptions { shapes })?.reference;
     let count = npz::samples(&arrays).min(options.limit.unwrap_or(usize::MAX));
     if count == 0 {
-        return Err(CompileError::Invalid(format!("`{}` holds no sample", options.data.display())));
+        return Err(CompileError::Data(format!("`{}` holds no sample", options.data.display())));
     }
     let labels = labels(&options.data, count)?;
     let samples = (0..count).map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?))).collect::<Result<Vec<_>>>()?;
@@ -193,7 +193,7 @@ fn labels(path: &std::path::Path, count: usize) -> Result<Option<Vec<usize>>> {
     let Some((_, array)) = arrays.first() else { return Ok(None) };
     let labels: Vec<usize> = array.iter().take(count).map(|&v| v as usize).collect();
     if labels.len() < count {
-        return Err(CompileError::Invalid(format!("`{}` has fewer labels than samples", path.display())));
+        return Err(CompileError::Data(format!("`{}` has fewer labels than samples", path.display())));
     }
     Ok(Some(labels))
 }

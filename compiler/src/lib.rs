@@ -5,14 +5,18 @@
 //! * [`interface`]: tokenizer, class names, image normalisation for the bundle;
 //! * [`emit`]: placed graph → circuit and bundle;
 //! * [`evaluate`]: a compiled model against its float original, on data;
-//! * [`report`]: what a circuit is and costs; [`bundle_report`]: what a client bundle holds;
+//! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
+//! * [`diff`]: what one pass changes;
+//! * [`explain`]: what the codes of errors mean;
 //! * [`demo`]: all of it on a model and image that come with the project.
 
 pub mod bundle_report;
 pub mod demo;
+pub mod diff;
 pub mod emit;
 pub mod error;
 pub mod evaluate;
+pub mod explain;
 pub mod import;
 pub mod interface;
 mod missing;

@@ -1,13 +1,16 @@
 //! From an ONNX file and calibration data to a circuit and a client bundle.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::CircuitInfo;
-use thex_ir::{Graph, Tensor};
-use thex_passes::{PassCx, PassManager, PassRecord, Precision, Profile, Samples, registry};
+use thex_ir::{Graph, Stage, Tensor};
+use thex_passes::manager::Observer;
+use thex_passes::{ErrorSource, Pass, PassCx, PassManager, PassRecord, Precision, Profile, Samples, options, registry};
 use thex_runtime::npz;
 
 use crate::emit::{EmitOptions, Emitted, emit};
@@ -33,6 +36,8 @@ pub struct CompileOptions {
     pub dump_ir: Option<PathBuf>,
     /// Tokenizer, class names and image normalisation.
     pub interface: InterfaceOptions,
+    /// Settings of passes, each `pass:option=value`.
+    pub pass_options: Vec<String>,
 }
 
 /// A compiled model, not yet on disk.
@@ -43,6 +48,12 @@ pub struct Compiled {
     pub records: Vec<PassRecord>,
     /// Why rewrites were made.
     pub log: Vec<String>,
+    /// The graph as `calibrate` left it: tensors with ranges.
+    pub calibrated: Graph,
+    /// The graph that was emitted.
+    pub placed: Graph,
+    /// Sources of the modelled output error, the largest first.
+    pub error_sources: Vec<ErrorSource>,
 }
 
 /// Shapes for every input: as given, else from the calibration array with batch 1.
@@ -56,7 +67,7 @@ pub fn shapes(
 ) -> Result<BTreeMap<String, Vec<usize>>> {
     if let Some(unknown) = given.keys().find(|name| !inputs.iter().any(|i| i.name == **name)) {
         let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-        return Err(CompileError::Invalid(format!(
+        return Err(CompileError::Usage(format!(
             "--shape names `{unknown}`, which is no input of the model; it has {names:?}"
         )));
     }
@@ -70,7 +81,7 @@ pub fn shapes(
             });
             let shape = given.get(&input.name).cloned().or(from_data);
             shape.map(|s| (input.name.clone(), s)).ok_or_else(|| {
-                CompileError::Invalid(format!(
+                CompileError::Data(format!(
                     "the shape of input `{}` is not known: give --shape {}=1x…",
                     input.name, input.name
                 ))
@@ -89,7 +100,7 @@ fn tensors(arrays: &[(String, ArrayD<f64>)], index: usize, order: &[(String, Vec
             let found = sample.iter().find(|(n, _)| n == name).map(|(_, v)| v.shape().to_vec()).unwrap_or_default();
             let tensor = ArrayD::from_shape_vec(IxDyn(shape), value.unwrap_or_default());
             tensor.map(Arc::new).map_err(|_| {
-                CompileError::Invalid(format!(
+                CompileError::Data(format!(
                     "a sample of `{name}` has shape {found:?}, the model takes {shape:?} (batch 1 in front)"
                 ))
             })
@@ -119,20 +130,44 @@ pub struct Rewritten {
     pub records: Vec<PassRecord>,
 }
 
-/// Imports a model and runs the pipeline, all of it or up to a pass.
-///
-/// # Errors
-/// [`CompileError`], which says what is at fault and what to do.
-pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rewritten> {
-    let pipeline = registry::pipeline();
-    if let Some(unknown) = stop_after.filter(|name| !pipeline.iter().any(|p| p.name() == *name)) {
-        let names: Vec<&str> = pipeline.iter().map(|p| p.name()).collect();
-        return Err(CompileError::Invalid(format!("there is no pass `{unknown}`; there are {}", names.join(", "))));
+/// One pass at work.
+pub struct Around {
+    /// The graph before it.
+    pub before: Graph,
+    /// The graph after it.
+    pub after: Graph,
+    /// What it did.
+    pub record: PassRecord,
+}
+
+/// The pipeline with its options set, and a check that it has a pass of this name.
+fn passes(options: &CompileOptions, wanted: Option<&str>) -> Result<Vec<Box<dyn Pass>>> {
+    let mut pipeline = registry::pipeline();
+    options::apply(&mut pipeline, options.profile, &options.pass_options)?;
+    let Some(name) = wanted else { return Ok(pipeline) };
+    match pipeline.iter().find(|p| p.name() == name) {
+        None => Err(CompileError::Usage(no_pass(name, &pipeline))),
+        Some(pass) if !pass.applies(options.profile) => Err(CompileError::Usage(format!(
+            "pass `{name}` does not run under the profile `{}`; choose another with --profile",
+            options.profile.name()
+        ))),
+        Some(_) => Ok(pipeline),
     }
+}
+
+/// Says that there is no such pass, and which there are.
+#[must_use]
+pub fn no_pass(name: &str, pipeline: &[Box<dyn Pass>]) -> String {
+    let names: Vec<&str> = pipeline.iter().map(|p| p.name()).collect();
+    format!("there is no pass `{name}`; there are {}", names.join(", "))
+}
+
+/// Imports the model and makes the context of its passes.
+fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx)> {
     let inputs = import::inputs(&options.model)?;
     let arrays = read_data(&options.calibration, &inputs)?;
     let shapes = shapes(&inputs, &options.shapes, &arrays)?;
-    let Imported { mut graph, .. } = import::import(&options.model, &ImportOptions { shapes })?;
+    let Imported { graph, .. } = import::import(&options.model, &ImportOptions { shapes })?;
     let order: Vec<(String, Vec<usize>)> =
         graph.inputs.iter().map(|&id| (graph.node(id).name.clone(), graph.node(id).shape.clone())).collect();
     let count = npz::samples(&arrays);
@@ -140,13 +175,42 @@ pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rew
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
-    let manager = PassManager {
-        dump_dir: options.dump_ir.clone(),
-        stop_after: stop_after.map(str::to_owned),
-        ..PassManager::default()
-    };
-    let records = manager.run(&pipeline, &mut graph, &mut cx)?;
+    Ok((graph, cx))
+}
+
+/// Imports a model and runs the pipeline, all of it or up to a pass.
+///
+/// # Errors
+/// [`CompileError`], which says what is at fault and what to do.
+pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rewritten> {
+    let pipeline = passes(options, stop_after)?;
+    let (mut graph, mut cx) = prepare(options)?;
+    let records = manager(options, stop_after, None).run(&pipeline, &mut graph, &mut cx)?;
     Ok(Rewritten { graph, cx, records })
+}
+
+fn manager(options: &CompileOptions, stop_after: Option<&str>, observer: Option<Observer>) -> PassManager {
+    PassManager { dump_dir: options.dump_ir.clone(), stop_after: stop_after.map(str::to_owned), observer }
+}
+
+/// Runs the pipeline up to `pass` and keeps the graphs on both sides of it.
+///
+/// # Errors
+/// As [`rewrite`]; and when the pass is not in the profile's pipeline.
+pub fn around(options: &CompileOptions, pass: &str) -> Result<Around> {
+    let pipeline = passes(options, Some(pass))?;
+    let (mut graph, mut cx) = prepare(options)?;
+    let seen = Rc::new(RefCell::new([Graph::new(), graph.clone()]));
+    let keep = seen.clone();
+    let observer: Observer = Box::new(move |_, graph| {
+        let mut seen = keep.borrow_mut();
+        seen.swap(0, 1);
+        seen[1] = graph.clone();
+    });
+    let mut records = manager(options, Some(pass), Some(observer)).run(&pipeline, &mut graph, &mut cx)?;
+    let record = records.pop().ok_or_else(|| CompileError::Internal("no pass has run".into()))?;
+    let before = std::mem::take(&mut seen.borrow_mut()[0]);
+    Ok(Around { before, after: graph, record })
 }
 
 /// Compiles a model.
@@ -155,7 +219,16 @@ pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rew
 /// [`CompileError`], which says what is at fault and what to do.
 pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     let interface = interface::read(&options.interface, &import::inputs(&options.model)?)?;
-    let Rewritten { graph, cx, records } = rewrite(options, None)?;
+    let pipeline = passes(options, None)?;
+    let (mut graph, mut cx) = prepare(options)?;
+    let calibrated = Rc::new(RefCell::new(Graph::new()));
+    let keep = calibrated.clone();
+    let observer: Observer = Box::new(move |_, graph| {
+        if graph.stage == Stage::Calibrated {
+            *keep.borrow_mut() = graph.clone();
+        }
+    });
+    let records = manager(options, None, Some(observer)).run(&pipeline, &mut graph, &mut cx)?;
     let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let info = CircuitInfo {
         model,
@@ -168,17 +241,18 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     };
     let interface = interface::fit(interface, &prologue, &epilogue)?;
     let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue, interface })?;
-    Ok(Compiled { emitted, records, log: cx.log })
+    let calibrated = calibrated.take();
+    Ok(Compiled { emitted, records, log: cx.log, calibrated, placed: graph, error_sources: cx.error_sources })
 }
 
 fn check_samples(samples: &Samples, order: &[(String, Vec<usize>)], path: &Path) -> Result<()> {
     if samples.is_empty() {
-        return Err(CompileError::Invalid(format!("`{}` holds no sample to calibrate on", path.display())));
+        return Err(CompileError::Data(format!("`{}` holds no sample to calibrate on", path.display())));
     }
     for (i, sample) in samples.iter().enumerate() {
         for (tensor, (name, _)) in sample.iter().zip(order) {
             if let Some(value) = tensor.iter().find(|v| !v.is_finite()) {
-                return Err(CompileError::Invalid(format!(
+                return Err(CompileError::Data(format!(
                     "`{}`: sample {i} of `{name}` holds {value}; calibration data must be finite",
                     path.display()
                 )));

@@ -88,10 +88,13 @@ fn npz(folder: &Path, name: &str, shape: &[usize], value: f32) -> PathBuf {
 fn compilation_is_deterministic() {
     let again = FIXTURE.path("again");
     let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
-    succeed(&["compile", text(&model), "--calibration", text(&data), "-o", text(&again)]);
-    for suffix in ["circuit", "client"] {
-        let bytes = |name: &str| std::fs::read(FIXTURE.path(&format!("{name}.{suffix}"))).unwrap();
-        assert!(bytes("again") == bytes("b"), "{suffix} differs between two compilations");
+    for (profile, first) in [("the-x", "a"), ("exact", "b")] {
+        let start = ["compile", text(&model), "--calibration", text(&data), "-o", text(&again)];
+        succeed(&[&start[..], &["--profile", profile]].concat());
+        for suffix in ["circuit", "client"] {
+            let bytes = |name: &str| std::fs::read(FIXTURE.path(&format!("{name}.{suffix}"))).unwrap();
+            assert!(bytes("again") == bytes(first), "{profile}: {suffix} differs between two compilations");
+        }
     }
 }
 
@@ -247,8 +250,65 @@ fn passes_can_be_looked_at() {
 
 #[test]
 fn help_teaches() {
-    for arguments in [&["--help"][..], &["compile", "--help"], &["evaluate", "--help"], &["passes"]] {
+    for arguments in [
+        &["--help"][..],
+        &["compile", "--help"],
+        &["evaluate", "--help"],
+        &["report", "--help"],
+        &["passes"],
+        &["explain"],
+    ] {
         let output = succeed(arguments);
         assert!(output.stdout.len() > 300, "{arguments:?}");
     }
+}
+
+#[test]
+fn options_of_passes_are_checked_and_change_the_circuit() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = FIXTURE.path("tuned");
+    let start = ["compile", text(&model), "--calibration", text(&data), "-o", text(&out)];
+    let with = |setting: &'static str| [&start[..], &["-x", setting]].concat();
+    fail(&with("exact-softmax:beta=1"), &["TX0012", "has no option `beta`", "alpha=0.5"]);
+    fail(&with("softmax:alpha=1"), &["TX0012", "no pass `softmax`", "exact-softmax"]);
+    fail(&with("exact-softmax:alpha=2"), &["TX0012", "from 0.05 to 1"]);
+    assert!(!out.with_extension("circuit").exists());
+    succeed(&with("insert-bootstraps:max-slots=2"));
+    let pbs = |name: &str| thex_circuit::Circuit::load(&FIXTURE.path(name)).unwrap().0.pbs_count();
+    assert!(pbs("tuned.circuit") > pbs("b.circuit"), "smaller packs must cost more rotations");
+}
+
+#[test]
+fn a_pass_is_shown_with_its_difference() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let inspect = |pass: &str, format: &str| {
+        let start = ["inspect", text(&model), "--calibration", text(&data), "--profile", "the-x"];
+        String::from_utf8(succeed(&[&start[..], &["--pass", pass, "--format", format]].concat()).stdout).unwrap()
+    };
+    insta::assert_snapshot!(inspect("the-x-gelu", "text"));
+    let value: serde_json::Value = serde_json::from_str(&inspect("the-x-softmax", "json")).unwrap();
+    let names = |field: &str| value[field].as_array().unwrap().clone();
+    assert_eq!(names("removed"), ["blocks.0.Softmax", "blocks.1.Softmax"]);
+    assert!(names("added").contains(&"blocks.0.Softmax.cube".into()));
+    assert_eq!(names("approximations").len(), 2);
+    let nodes = |side: &str| value[side]["nodes"].as_array().unwrap().len();
+    assert_eq!(nodes("after") + names("removed").len(), nodes("before") + names("added").len());
+    let dot = inspect("the-x-softmax", "dot");
+    assert!(
+        dot.starts_with("digraph") && dot.contains("#dff3e6") && dot.contains("#fbe3e0") && dot.contains("#fdf0cf")
+    );
+    let start = ["inspect", text(&model), "--calibration", text(&data), "--pass"];
+    fail(&[&start[..], &["fold"]].concat(), &["TX0011", "no pass `fold`", "fold-affine"]);
+    fail(&[&start[..], &["the-x-gelu"]].concat(), &["TX0011", "profile `exact`"]);
+    fail(&["inspect", text(&FIXTURE.path("b.circuit")), "--format", "dot"], &["TX0011", "--pass"]);
+}
+
+#[test]
+fn codes_and_passes_are_explained() {
+    let shown = |arguments: &[&str]| String::from_utf8(succeed(arguments).stdout).unwrap();
+    assert!(shown(&["explain"]).lines().count() > 20);
+    assert!(shown(&["explain", "TX0003"]).contains("exit status 3"));
+    fail(&["explain", "TX9999"], &["no code `TX9999`"]);
+    insta::assert_snapshot!(shown(&["passes", "calibrate"]));
+    fail(&["passes", "fold"], &["no pass `fold`", "fold-affine"]);
 }

@@ -57,9 +57,17 @@ pub enum PassError {
     /// The model could be lowered, but not at this precision with these parameters.
     #[error("no encoding satisfies the constraints:{}", list(.0))]
     Infeasible(Vec<Problem>),
-    /// Calibration data or an option does not fit the model.
+    /// Calibration data do not fit the model.
     #[error("{0}")]
     Invalid(String),
+    /// A setting `pass:option=value` names no option, or a value that it does not take.
+    #[error("-x {setting}: {reason}")]
+    Option {
+        /// The setting.
+        setting: String,
+        /// What is wrong, and what there is.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Eval(#[from] CircuitError),
@@ -73,6 +81,21 @@ pub enum PassError {
         /// What the verifier said.
         violations: String,
     },
+}
+
+impl PassError {
+    /// Stable code of the error, for `thex explain`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "TX0009",
+            Self::Option { .. } => "TX0012",
+            Self::Eval(error) => error.code(),
+            Self::Unsupported(_) => "TX0102",
+            Self::Infeasible(_) => "TX0201",
+            Self::Internal { .. } => "TX0302",
+        }
+    }
 }
 
 /// Shorthand for this crate's results.

@@ -11,10 +11,12 @@ pub mod analysis;
 pub mod error;
 pub mod lower;
 pub mod manager;
+pub mod options;
 pub mod pass;
 pub mod registry;
 pub mod transform;
 
 pub use error::PassError;
 pub use manager::{PassManager, PassRecord};
-pub use pass::{Pass, PassCx, Precision, Profile, Samples};
+pub use options::PassOption;
+pub use pass::{ErrorSource, Pass, PassCx, Precision, Profile, Samples};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use thex_circuit::CircuitError;
 use thex_ir::Graph;
 
 use crate::error::{PassError, Result};
@@ -21,6 +22,10 @@ pub struct PassRecord {
     pub elapsed: Duration,
     /// Its counters.
     pub counters: Vec<(&'static str, u64)>,
+    /// What it noted about its rewrites.
+    pub notes: Vec<String>,
+    /// What it approximated.
+    pub approximations: Vec<String>,
 }
 
 /// Called with (pass, graph).
@@ -63,6 +68,7 @@ impl PassManager {
         let before = graph.len();
         verify(pass, "before", graph, cx)?;
         cx.counters.clear();
+        let (notes, approximations) = (cx.log.len(), cx.approximations.len());
         let start = Instant::now();
         let changed = pass.run(graph, cx)?;
         let elapsed = start.elapsed();
@@ -73,6 +79,8 @@ impl PassManager {
             nodes: (before, graph.len()),
             elapsed,
             counters: cx.counters.iter().map(|(k, v)| (*k, *v)).collect(),
+            notes: cx.log[notes..].to_vec(),
+            approximations: cx.approximations[approximations..].to_vec(),
         };
         tracing::info!(
             pass = record.pass,
@@ -89,7 +97,7 @@ impl PassManager {
         let Some(folder) = &self.dump_dir else { return Ok(()) };
         let path = folder.join(format!("{number:02}-{pass}.ir"));
         let write = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, thex_ir::print::print(graph)));
-        write.map_err(|e| PassError::Invalid(format!("cannot write `{}`: {e}", path.display())))
+        Ok(write.map_err(|source| CircuitError::Io { action: "write", path, source })?)
     }
 }
 

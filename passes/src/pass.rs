@@ -7,6 +7,7 @@ use thex_circuit::{NoiseModel, Parameters};
 use thex_ir::{Graph, Tensor};
 
 use crate::error::Result;
+use crate::options::PassOption;
 
 /// How non-linear functions are replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,17 @@ impl Default for Precision {
     }
 }
 
+/// One source of the error that the noise model predicts for the outputs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorSource {
+    /// What happens there: "argument noise", "table rounding", ...
+    pub kind: &'static str,
+    /// Node of the lowered graph.
+    pub node: String,
+    /// Variance that it adds to an output element, in units of the output squared, on average.
+    pub variance: f64,
+}
+
 /// What passes share: options in, statistics and a log out.
 #[derive(Clone, Debug)]
 pub struct PassCx {
@@ -72,6 +84,8 @@ pub struct PassCx {
     pub counters: std::collections::BTreeMap<&'static str, u64>,
     /// Modelled root mean square error of the outputs, in their own units; set by `insert-rescale`.
     pub predicted_output_error: Option<f64>,
+    /// Where it comes from, the largest source first; set by `insert-rescale`.
+    pub error_sources: Vec<ErrorSource>,
 }
 
 impl PassCx {
@@ -90,6 +104,7 @@ impl PassCx {
             log: Vec::new(),
             counters: std::collections::BTreeMap::new(),
             predicted_output_error: None,
+            error_sources: Vec::new(),
         }
     }
 
@@ -118,6 +133,16 @@ pub trait Pass: Sync {
 
     /// One line.
     fn description(&self) -> &'static str;
+
+    /// The file that the pass is written in, `include_str!` of itself: `thex passes NAME` shows the documentation that heads it.
+    fn source(&self) -> &'static str {
+        ""
+    }
+
+    /// What can be tuned: fields of the pass. See [`options`](crate::options).
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        Vec::new()
+    }
 
     /// Whether this pass belongs to a profile's pipeline.
     fn applies(&self, _profile: Profile) -> bool {

@@ -85,5 +85,20 @@ impl RuntimeError {
     }
 }
 
+impl RuntimeError {
+    /// Stable code of the error, for `thex explain`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Circuit(error) => error.code(),
+            Self::Io { .. } => "TX0001",
+            Self::Malformed { .. } => "TX0002",
+            Self::Mismatch { .. } => "TX0003",
+            Self::Input(_) => "TX0010",
+            Self::Internal(_) => "TX0303",
+        }
+    }
+}
+
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, RuntimeError>;

@@ -210,11 +210,17 @@ fn lut_product_multiplies_each_slot() {
     let p = Parameters::standard();
     let (slots, stride, count) = (8_usize, 256_usize, 64);
     let values: Vec<f64> = (0..slots).map(|j| (j as f64 - 3.5) / 4096.0).collect();
-    let lwes = encrypt(&values.iter().map(|&v| torus(v)).collect::<Vec<_>>());
-    let mut inputs: Vec<Option<&[u64]>> = lwes.iter().map(|l| Some(l.as_slice())).collect();
-    inputs[5] = None;
-    let mut glwe = vec![0; p.glwe_words()];
-    SHARED.backend.pack(&inputs, slots, stride, &mut glwe).unwrap();
+    // Packed again and again, from fresh ciphertexts: one pack is one draw of the packing noise, however often it is rotated.
+    let packed: Vec<Vec<u64>> = (0..count / 4)
+        .map(|_| {
+            let lwes = encrypt(&values.iter().map(|&v| torus(v)).collect::<Vec<_>>());
+            let mut inputs: Vec<Option<&[u64]>> = lwes.iter().map(|l| Some(l.as_slice())).collect();
+            inputs[5] = None;
+            let mut glwe = vec![0; p.glwe_words()];
+            SHARED.backend.pack(&inputs, slots, stride, &mut glwe).unwrap();
+            glwe
+        })
+        .collect();
     // Constant in the box but for its sign, so that noise of the argument does not show.
     let tables: Vec<i32> = (0..stride as i32).map(|e| if e < 128 { 96 } else { -96 }).collect();
     // Both halves of the box, and the neighbours on both sides, which wrap with a sign.
@@ -230,7 +236,8 @@ fn lut_product_multiplies_each_slot() {
         table_of: vec![0; count],
         tables,
     };
-    let products = Products { arguments: views(&small), accumulators: vec![&glwe; count], instruction: &instruction };
+    let accumulators: Vec<&[u64]> = (0..count).map(|i| packed[i / 4].as_slice()).collect();
+    let products = Products { arguments: views(&small), accumulators, instruction: &instruction };
     let mut out = vec![0; count * slots * p.big_lwe_size()];
     SHARED.backend.lut_product(&products, &mut out, &|_| ()).unwrap();
     let results = client::phases(&SHARED.client, &out);

@@ -353,9 +353,10 @@ fn echo_noise(graph: &Graph, output: NodeId, fresh: f64) -> Option<f64> {
 }
 
 /// The layer that ONNX node names speak of: the first number in a path such as `/blocks.1/attn/MatMul`.
-fn layer_of(origin: &[String], name: &str) -> String {
-    let names = origin.iter().map(String::as_str).chain([name]);
-    for candidate in names {
+pub(crate) fn layer_of(origin: &[String], name: &str) -> String {
+    // The IR's own name may end in a number that only makes it unique: it speaks for nodes without origin alone.
+    let own = origin.is_empty().then_some(name);
+    for candidate in origin.iter().map(String::as_str).chain(own) {
         // The number stands alone in the path, and not at its start: `blocks.1.`, not `MatMul_1`.
         for part in candidate.split(['/', '.']).skip(1) {
             if !part.is_empty() && part.len() <= 3 && part.bytes().all(|b| b.is_ascii_digit()) {
@@ -374,6 +375,6 @@ mod tests {
     fn layers_come_from_onnx_names() {
         assert_eq!(layer_of(&["/blocks.1/attn/MatMul".into()], "x"), "layer 1");
         assert_eq!(layer_of(&["/encoder/layer.11/output/Add".into()], "x"), "layer 11");
-        assert_eq!(layer_of(&["/head/Gemm".into()], "logits"), "model");
+        assert_eq!(layer_of(&["/head/Gemm".into()], "head.Gemm.1"), "model");
     }
 }

@@ -71,6 +71,23 @@ pub enum ImportError {
     Internal(String),
 }
 
+impl ImportError {
+    /// Stable code of the error, for `thex explain`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "TX0001",
+            Self::NotOnnx { .. } => "TX0004",
+            Self::ExternalData { .. } => "TX0005",
+            Self::MissingShapes { .. } => "TX0006",
+            Self::BadShape { .. } => "TX0007",
+            Self::Analysis { .. } => "TX0008",
+            Self::Unsupported(_) => "TX0101",
+            Self::Internal(_) => "TX0301",
+        }
+    }
+}
+
 /// A node that cannot be compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsupportedNode {

@@ -101,11 +101,23 @@ impl Ranges {
     }
 }
 
+/// Extremes that the calibration data reached, without margins; indexed by the classes of [`Ranges`]. A class that no demanded
+/// element belongs to has an empty interval.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Lowest value of each class.
+    pub lo: Vec<f64>,
+    /// Highest value of each class.
+    pub hi: Vec<f64>,
+}
+
 /// What is known about a node beyond its operation; filled in by analyses and passes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
     /// Set by `calibrate` on tensor operations, and carried along by `lower`.
     pub ranges: Option<Arc<Ranges>>,
+    /// Set by `calibrate` with the ranges, for reports.
+    pub seen: Option<Arc<Seen>>,
     /// Set by `insert-rescale`: encoding of each ciphertext of a homomorphic node.
     pub encodings: Option<Arc<Vec<Encoding>>>,
     /// Set by `insert-rescale` on linear maps: the integer weights, as long as `HeLinear::weights`.

@@ -86,6 +86,15 @@ pub fn print(graph: &Graph) -> String {
     printer.out
 }
 
+/// The line of one node, without its end.
+#[must_use]
+pub fn print_node(graph: &Graph, id: NodeId) -> String {
+    let mut printer = Printer { graph, out: String::new(), pool: None };
+    printer.node(id);
+    printer.out.truncate(printer.out.trim_end().len());
+    printer.out
+}
+
 /// The text form, and the large arrays that it names.
 #[must_use]
 pub fn print_with_pool(graph: &Graph) -> (String, ConstantPool) {

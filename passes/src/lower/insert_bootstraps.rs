@@ -23,10 +23,23 @@ use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
 use super::usable;
 use crate::analysis::{Demand, broadcast_map, demand, element_map};
 use crate::error::{PassError, Problem, Result};
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx};
 
 /// See the module.
-pub struct InsertBootstraps;
+pub struct InsertBootstraps {
+    /// Most products that a plan lets share a rotation.
+    pub max_slots: usize,
+    /// Products may err as much as was asked for, and in any case this much of what the noise of look-up arguments costs,
+    /// which no plan changes: below that, bootstraps buy little.
+    pub product_share: f64,
+}
+
+impl Default for InsertBootstraps {
+    fn default() -> Self {
+        Self { max_slots: 32, product_share: 0.5 }
+    }
+}
 
 impl Pass for InsertBootstraps {
     fn name(&self) -> &'static str {
@@ -37,13 +50,29 @@ impl Pass for InsertBootstraps {
         "lower to homomorphic operations: look-ups, packed products, keyswitches and merged linear maps"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("insert_bootstraps.rs")
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![
+            PassOption::count("max-slots", &mut self.max_slots, 1..=64, "most products that share a rotation"),
+            PassOption::number(
+                "product-share",
+                &mut self.product_share,
+                0.0..=16.0,
+                "error that products may add in any case, as a part of what look-up noise adds",
+            ),
+        ]
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let first = lower(graph, &ProductPlans::new(), &cx.parameters)?;
         let plans = if first.products.is_empty() {
             ProductPlans::new()
         } else {
             let sensitivity = sensitivity::analyse(&first.graph, cx)?;
-            plan_products(graph, &first, &sensitivity, cx)
+            self.plan_products(graph, &first, &sensitivity, cx)
         };
         let lowered = lower(graph, &plans, &cx.parameters)?;
         count(&lowered.graph, cx);
@@ -73,10 +102,6 @@ struct Candidate {
     cost: f64,
     error: f64,
 }
-
-/// Products may err as much as was asked for, and in any case this much of what the noise of look-up arguments costs, which no
-/// plan changes: below that, bootstraps buy little.
-const PRODUCT_SHARE: f64 = 0.5;
 
 /// Variance that the argument noise of whole-table look-ups adds to the outputs.
 fn look_up_noise(graph: &Graph, sensitivity: &Sensitivity, cx: &PassCx) -> f64 {
@@ -118,60 +143,72 @@ fn cheapest(sites: &[&[Candidate]], budget: f64) -> Vec<usize> {
     }
 }
 
-/// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
-/// whose argument noise stays within the budget.
-fn plan_products(graph: &Graph, lowered: &Lowered, sensitivity: &Sensitivity, cx: &mut PassCx) -> ProductPlans {
-    let asked = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
-    let budget = asked.max(PRODUCT_SHARE * look_up_noise(&lowered.graph, sensitivity, cx));
-    let floored = sensitivity.floored(budget, LEAST_ROTATION);
-    let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
-        .products
-        .iter()
-        .map(|(&id, site)| (id, candidates(graph, id, site, &floored, cx)))
-        .filter(|(_, c)| !c.is_empty())
-        .collect();
-    let chosen = cheapest(&sites.iter().map(|(_, c)| c.as_slice()).collect::<Vec<_>>(), budget);
-    let mut plans = ProductPlans::new();
-    for ((id, candidates), &i) in sites.iter().zip(&chosen) {
-        let candidate = &candidates[i];
-        cx.note(format!(
-            "{}: rotate {:?}, {} products a rotation, {:.0} bootstraps, {:.1} % of the error budget",
-            graph.node(*id).name,
-            candidate.plan.rotate,
-            candidate.plan.slots,
-            candidate.cost,
-            100.0 * candidate.error / budget
-        ));
-        plans.insert(*id, candidate.plan);
-    }
-    plans
-}
-
-fn candidates(graph: &Graph, id: NodeId, site: &ProductSite, sensitivity: &Sensitivity, cx: &PassCx) -> Vec<Candidate> {
-    let noise = cx.noise().argument();
-    let size = cx.parameters.polynomial_size.0;
-    let rotated = sensitivity.weighted_width(&site.rotated);
-    let packed = sensitivity.weighted_width(&site.packed);
-    let most = if graph.clear_op(id) == Some(&ClearOp::Mul) { 1 } else { MOST_SLOTS };
-    let mut candidates = Vec::new();
-    for rotate in [Rotate::Left, Rotate::Right] {
-        if most == 1 && rotate != site.plan.rotate {
-            continue;
+impl InsertBootstraps {
+    /// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
+    /// whose argument noise stays within the budget.
+    fn plan_products(
+        &self,
+        graph: &Graph,
+        lowered: &Lowered,
+        sensitivity: &Sensitivity,
+        cx: &mut PassCx,
+    ) -> ProductPlans {
+        let asked = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+        let budget = asked.max(self.product_share * look_up_noise(&lowered.graph, sensitivity, cx));
+        let floored = sensitivity.floored(budget, LEAST_ROTATION);
+        let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
+            .products
+            .iter()
+            .map(|(&id, site)| (id, self.candidates(graph, id, site, &floored, cx)))
+            .filter(|(_, c)| !c.is_empty())
+            .collect();
+        let chosen = cheapest(&sites.iter().map(|(_, c)| c.as_slice()).collect::<Vec<_>>(), budget);
+        let mut plans = ProductPlans::new();
+        for ((id, candidates), &i) in sites.iter().zip(&chosen) {
+            let candidate = &candidates[i];
+            cx.note(format!(
+                "{}: rotate {:?}, {} products a rotation, {:.0} bootstraps, {:.1} % of the error budget",
+                graph.node(*id).name,
+                candidate.plan.rotate,
+                candidate.plan.slots,
+                candidate.cost,
+                100.0 * candidate.error / budget
+            ));
+            plans.insert(*id, candidate.plan);
         }
-        let width = if rotate == site.plan.rotate { rotated } else { packed };
-        for slots in 1..=most {
-            let plan = ProductPlan { rotate, slots };
-            let schedule = site.schedule(plan);
-            let reach = usable(&cx.parameters, size / slots);
-            let cost = schedule.rotations.len() as f64 + PACK_COST * schedule.packed() as f64;
-            candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
-        }
+        plans
     }
-    candidates
-}
 
-/// Most products that a plan lets share a rotation.
-const MOST_SLOTS: usize = 32;
+    fn candidates(
+        &self,
+        graph: &Graph,
+        id: NodeId,
+        site: &ProductSite,
+        sensitivity: &Sensitivity,
+        cx: &PassCx,
+    ) -> Vec<Candidate> {
+        let noise = cx.noise().argument();
+        let size = cx.parameters.polynomial_size.0;
+        let rotated = sensitivity.weighted_width(&site.rotated);
+        let packed = sensitivity.weighted_width(&site.packed);
+        let most = if graph.clear_op(id) == Some(&ClearOp::Mul) { 1 } else { self.max_slots };
+        let mut candidates = Vec::new();
+        for rotate in [Rotate::Left, Rotate::Right] {
+            if most == 1 && rotate != site.plan.rotate {
+                continue;
+            }
+            let width = if rotate == site.plan.rotate { rotated } else { packed };
+            for slots in 1..=most {
+                let plan = ProductPlan { rotate, slots };
+                let schedule = site.schedule(plan);
+                let reach = usable(&cx.parameters, size / slots);
+                let cost = schedule.rotations.len() as f64 + PACK_COST * schedule.packed() as f64;
+                candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
+            }
+        }
+        candidates
+    }
+}
 
 /// One product of a lowered graph.
 #[derive(Clone, Debug)]
@@ -246,6 +283,11 @@ struct Lowering<'a> {
     problems: Vec<Problem>,
 }
 
+fn lowered_already(node: &str) -> PassError {
+    let violations = format!("`{node}` is lowered already");
+    PassError::Internal { pass: "insert-bootstraps".into(), when: "before", violations }
+}
+
 /// A range for each element of a flat node.
 fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
     let mut numbers: BTreeMap<(u64, u64), u32> = BTreeMap::new();
@@ -312,7 +354,7 @@ impl Lowering<'_> {
             Op::Input => self.encrypt(id),
             Op::Constant(value) => value.iter().map(|&v| Elem::Const(v)).collect(),
             Op::Clear(op) => self.clear(id, op)?,
-            Op::He(_) => return Err(PassError::Invalid("the graph is lowered already".into())),
+            Op::He(_) => return Err(lowered_already(&node.name)),
         };
         let flags = &self.demand[&id];
         let elems = elems.into_iter().zip(flags).map(|(e, d)| if *d { e } else { Elem::Undemanded }).collect();

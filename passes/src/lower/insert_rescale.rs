@@ -35,7 +35,8 @@ use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, roundi
 use super::solver::{Term, minimise};
 use super::{OUTPUT_FILL, guard, usable};
 use crate::error::{PassError, Problem, Result};
-use crate::pass::{Pass, PassCx};
+use crate::options::PassOption;
+use crate::pass::{ErrorSource, Pass, PassCx};
 
 /// Variance of rounding to the nearest integer.
 const ROUNDING: f64 = 1.0 / 12.0;
@@ -44,7 +45,16 @@ const ROUNDING: f64 = 1.0 / 12.0;
 const MAX_WEIGHT: f64 = (1_u64 << 30) as f64;
 
 /// See the module.
-pub struct InsertRescale;
+pub struct InsertRescale {
+    /// Whether arguments are widened until the equal weights of a sum are integers.
+    pub exact_sums: bool,
+}
+
+impl Default for InsertRescale {
+    fn default() -> Self {
+        Self { exact_sums: true }
+    }
+}
 
 impl Pass for InsertRescale {
     fn name(&self) -> &'static str {
@@ -53,6 +63,15 @@ impl Pass for InsertRescale {
 
     fn description(&self) -> &'static str {
         "choose the encoding of every ciphertext and round linear maps to integers, for the least error at the outputs"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("insert_rescale.rs")
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        let help = "widen sums of equal weights until those are integers, instead of rounding them";
+        vec![PassOption::switch("exact-sums", &mut self.exact_sums, help)]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
@@ -67,7 +86,7 @@ impl Pass for InsertRescale {
         problem.collect();
         let total: f64 = problem.terms.iter().map(|t| t.value(&amplitudes)).sum::<f64>() + problem.constant;
         let shares = problem.shares(&amplitudes);
-        let worst = problem.worst(&amplitudes, total);
+        let sources = problem.sources(&amplitudes);
         let variables = problem.variables;
         let predicted = (total / sensitivity.outputs.max(1) as f64).sqrt();
         cx.predicted_output_error = Some(predicted);
@@ -75,9 +94,15 @@ impl Pass for InsertRescale {
             "modelled output error {predicted:.4} rms, outputs spread {:.4}; {shares}",
             sensitivity.output_spread
         ));
-        worst.into_iter().for_each(|line| cx.note(line));
+        for source in sources.iter().take(LISTED) {
+            let share = 100.0 * source.variance / predicted.powi(2);
+            cx.note(format!("{share:.1} % of the error: {} at {}", source.kind, source.node));
+        }
+        cx.error_sources = sources;
         assign_encodings(graph, cx, &variables, &amplitudes);
-        cx.count("exact-sums", snap_sums(graph, cx.parameters.positions() as f64));
+        if self.exact_sums {
+            cx.count("exact-sums", snap_sums(graph, cx.parameters.positions() as f64));
+        }
         round_weights(graph, &sensitivity)?;
         noise_bits(graph, cx);
         graph.stage = Stage::Placed;
@@ -344,16 +369,17 @@ impl<'a> Scaling<'a> {
 }
 
 impl Scaling<'_> {
-    /// The largest sources of error, a line each.
-    fn worst(&self, amplitudes: &[f64], total: f64) -> Vec<String> {
-        let mut all: Vec<(f64, &str, NodeId)> =
-            self.terms.iter().zip(&self.kinds).map(|(t, (kind, id))| (t.value(amplitudes), *kind, *id)).collect();
-        all.extend(self.fixed.iter().map(|(id, error)| (*error, "argument noise", *id)));
-        all.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let line = |(error, kind, id): &(f64, &str, NodeId)| {
-            format!("{:.1} % of the error: {kind} at {}", 100.0 * error / total, self.graph.node(*id).name)
+    /// Every source of error, the largest first.
+    fn sources(&self, amplitudes: &[f64]) -> Vec<ErrorSource> {
+        let source = |variance: f64, kind: &'static str, id: NodeId| {
+            let node = self.graph.node(id);
+            ErrorSource { kind, node: node.name.clone(), variance: variance / self.sensitivity.outputs.max(1) as f64 }
         };
-        all.iter().take(LISTED).map(line).collect()
+        let terms = self.terms.iter().zip(&self.kinds).map(|(t, (kind, id))| source(t.value(amplitudes), kind, *id));
+        let fixed = self.fixed.iter().map(|(id, error)| source(*error, "argument noise", *id));
+        let mut all: Vec<ErrorSource> = terms.chain(fixed).filter(|s| s.variance > 0.0).collect();
+        all.sort_by(|a, b| b.variance.total_cmp(&a.variance));
+        all
     }
 }
 

@@ -51,6 +51,10 @@ impl Pass for BoundMasks {
         "bound encrypted attention masks to what hides masked tokens, head by head"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("bound_masks.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let sites = sites(graph);
         if sites.is_empty() {

@@ -9,24 +9,29 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use thex_ir::graph::Ranges;
+use thex_ir::graph::{Ranges, Seen};
 use thex_ir::{ClearOp, Graph, NodeId, Op, Stage, UnaryFn, interpret};
 
 use crate::analysis::{classes, demand, private_nodes};
 use crate::error::{PassError, Problem, Result};
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx};
 
-/// Headroom above the largest argument of 1/x and 1/√x.
-const POSITIVE_HEADROOM: f64 = 1.5;
-
-/// Headroom above the largest argument of log: whose result hardly needs precision, while its overflow ruins a row.
-const LOG_HEADROOM: f64 = 2.5;
-
-/// Largest margin that a heavy tail may ask for.
-const MOST_MARGIN: f64 = 0.5;
-
 /// See the module.
-pub struct Calibrate;
+pub struct Calibrate {
+    /// Headroom above the largest argument of 1/x and 1/√x.
+    pub headroom: f64,
+    /// Headroom above the largest argument of log: whose result hardly needs precision, while its overflow ruins a row.
+    pub log_headroom: f64,
+    /// Largest margin that a heavy tail may ask for.
+    pub tail_margin: f64,
+}
+
+impl Default for Calibrate {
+    fn default() -> Self {
+        Self { headroom: 1.5, log_headroom: 2.5, tail_margin: 0.5 }
+    }
+}
 
 #[derive(Clone)]
 struct Extent {
@@ -95,6 +100,33 @@ impl Pass for Calibrate {
         "run the calibration data and record the range of every channel, with margins"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("calibrate.rs")
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![
+            PassOption::number(
+                "headroom",
+                &mut self.headroom,
+                1.0..=16.0,
+                "headroom above the largest argument of 1/x and 1/√x",
+            ),
+            PassOption::number(
+                "log-headroom",
+                &mut self.log_headroom,
+                1.0..=64.0,
+                "headroom above the largest argument of log",
+            ),
+            PassOption::number(
+                "tail-margin",
+                &mut self.tail_margin,
+                0.0..=4.0,
+                "largest margin that a heavy tail may ask for",
+            ),
+        ]
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         if cx.samples.is_empty() {
             return Err(PassError::Invalid("calibration needs at least one sample".into()));
@@ -136,11 +168,13 @@ impl Pass for Calibrate {
         for (id, extent) in &measured {
             let positive = positive_users(graph, *id);
             hold_from_below(graph, &positive, extent, cx.precision.margin);
-            let margin = cx.precision.margin.max(extent.overshoot().min(MOST_MARGIN));
-            let mut ranges = widen(extent, classes[id].clone(), margin, headroom(graph, &positive));
+            let margin = cx.precision.margin.max(extent.overshoot().min(self.tail_margin));
+            let mut ranges = widen(extent, classes[id].clone(), margin, self.headroom(graph, &positive));
             keep_width(graph, *id, &mut ranges);
             check_finite(graph, *id, &ranges)?;
-            graph.node_mut(*id).facts.ranges = Some(Arc::new(ranges));
+            let facts = &mut graph.node_mut(*id).facts;
+            facts.ranges = Some(Arc::new(ranges));
+            facts.seen = Some(Arc::new(Seen { lo: extent.lo.clone(), hi: extent.hi.clone() }));
         }
         graph.stage = Stage::Calibrated;
         cx.count("tensors", nodes.len() as u64);
@@ -170,11 +204,13 @@ fn hold_from_below(graph: &mut Graph, users: &[NodeId], extent: &Extent, margin:
     }
 }
 
-/// Factor above the largest value seen, for arguments of these functions.
-fn headroom(graph: &Graph, users: &[NodeId]) -> Option<f64> {
-    let takes_log = |user: &NodeId| matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.contains(&UnaryFn::Log));
-    let factor = if users.iter().any(takes_log) { LOG_HEADROOM } else { POSITIVE_HEADROOM };
-    (!users.is_empty()).then_some(factor)
+impl Calibrate {
+    /// Factor above the largest value seen, for arguments of these functions.
+    fn headroom(&self, graph: &Graph, users: &[NodeId]) -> Option<f64> {
+        let takes_log = |user: &NodeId| matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0.contains(&UnaryFn::Log));
+        let factor = if users.iter().any(takes_log) { self.log_headroom } else { self.headroom };
+        (!users.is_empty()).then_some(factor)
+    }
 }
 
 fn widen(extent: &Extent, class: Vec<u32>, margin: f64, headroom: Option<f64>) -> Ranges {

@@ -22,6 +22,10 @@ impl Pass for Canonicalize {
         "fold constants, merge equal nodes, drop operations that do nothing, remove dead nodes"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("canonicalize.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let folded = fold_constants(graph)?;
         let dropped = drop_identities(graph);

@@ -9,14 +9,21 @@ use thex_ir::{ClearOp, Graph, NodeId};
 use super::{Builder, find};
 use crate::analysis::{demand, private_nodes};
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx};
 
-/// Deferring may cost up to this factor: the context's bootstrap also restores precision, where a product of
-/// probabilities would follow a product, with no bootstrap of its own argument between them.
-const MOST_EXTRA: usize = 2;
-
 /// See the module.
-pub struct DeferNormalization;
+pub struct DeferNormalization {
+    /// Deferring may cost up to this factor: the context's bootstrap also restores precision, where a product of
+    /// probabilities would follow a product, with no bootstrap of its own argument between them.
+    pub most_extra: usize,
+}
+
+impl Default for DeferNormalization {
+    fn default() -> Self {
+        Self { most_extra: 2 }
+    }
+}
 
 impl Pass for DeferNormalization {
     fn name(&self) -> &'static str {
@@ -25,6 +32,19 @@ impl Pass for DeferNormalization {
 
     fn description(&self) -> &'static str {
         "normalise attention outputs instead of probabilities where that costs no more bootstraps"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("defer_normalization.rs")
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![PassOption::count(
+            "most-extra",
+            &mut self.most_extra,
+            0..=1 << 16,
+            "defer at up to this many times the bootstraps; 0: never",
+        )]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
@@ -40,7 +60,7 @@ impl Pass for DeferNormalization {
             }
             let (now, then) = (needed(product), needed(id));
             let name = graph.node(id).name.clone();
-            if then > MOST_EXTRA * now {
+            if then > self.most_extra * now {
                 cx.note(format!("{name}: probabilities stay normalised ({now} bootstraps, {then} if deferred)"));
                 continue;
             }

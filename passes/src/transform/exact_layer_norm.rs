@@ -23,6 +23,10 @@ impl Pass for ExactLayerNorm {
         "expand the remaining layer norms into centring, squares, a reciprocal square root and a product (exact)"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("exact_layer_norm.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::LayerNorm { .. } | ClearOp::RmsNorm { .. }));
         for &id in &nodes {

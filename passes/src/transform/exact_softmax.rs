@@ -24,19 +24,22 @@ use thex_ir::{ClearOp, Graph, NodeId, Reduction, Tensor, UnaryFn, interpret};
 use super::masking::{hide, take_public_mask};
 use super::{Builder, constant_and_other, find};
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx, Profile};
 
 /// See the module.
 pub struct ExactSoftmax {
     /// α of the shift.
     pub alpha: f64,
+    /// Whether keys are centred over the tokens.
+    pub centre_keys: bool,
     /// Largest ratio of the sums S₁ of a head's rows; beyond it the row's maximum is the shift.
     pub most_spread: f64,
 }
 
 impl Default for ExactSoftmax {
     fn default() -> Self {
-        Self { alpha: 0.5, most_spread: 64.0 }
+        Self { alpha: 0.5, centre_keys: true, most_spread: 64.0 }
     }
 }
 
@@ -49,8 +52,34 @@ impl Pass for ExactSoftmax {
         "expand softmax into two passes of exp look-ups, a log and a reciprocal (exact)"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("exact_softmax.rs")
+    }
+
     fn applies(&self, profile: Profile) -> bool {
         profile == Profile::Exact
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![
+            PassOption::number(
+                "alpha",
+                &mut self.alpha,
+                0.05..=1.0,
+                "α of the shift (1/α)·ln Σ exp(α·s); 1 is the plain log-sum-exp",
+            ),
+            PassOption::switch(
+                "centre-keys",
+                &mut self.centre_keys,
+                "subtract from the keys their mean over the tokens",
+            ),
+            PassOption::number(
+                "most-spread",
+                &mut self.most_spread,
+                1.0..=1e9,
+                "ratio of the sums of exponentials of a head's rows beyond which the row's maximum is the shift",
+            ),
+        ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
@@ -59,7 +88,9 @@ impl Pass for ExactSoftmax {
         for &id in &nodes {
             let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { continue };
             let kept = take_public_mask(graph, id, axis, cx)?;
-            centre_keys(graph, id)?;
+            if self.centre_keys {
+                centre_keys(graph, id)?;
+            }
             sites.push(Site { id, axis, kept });
         }
         let spreads = self.spreads(graph, &sites, cx)?;

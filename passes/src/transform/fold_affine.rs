@@ -28,6 +28,10 @@ impl Pass for FoldAffine {
         "fold gains, biases, scalings and chains of linear maps into single linear maps"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("fold_affine.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let mut folded = 0;
         loop {

@@ -18,6 +18,10 @@ impl Pass for FuseUnary {
         "merge chains of functions of one variable, and scalings between them, into one look-up"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("fuse_unary.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let mut fused = 0;
         for id in find(graph, |op| matches!(op, ClearOp::Unary { .. })) {

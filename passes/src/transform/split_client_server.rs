@@ -35,6 +35,10 @@ impl Pass for SplitClientServer {
         "move embedding look-ups to the client before encryption, and final functions to it after decryption"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("split_client_server.rs")
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let epilogue = epilogue_nodes(graph);
         cx.epilogue = Some(cut_epilogue(graph, &epilogue));

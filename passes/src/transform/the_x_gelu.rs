@@ -1,4 +1,6 @@
 //! GELU → ReLU, THE-X's substitution.
+//!
+//! Either is one look-up an element here, at the same price: the substitution is for models that were fine-tuned with it.
 
 use thex_ir::{ClearOp, Graph, Op, UnaryFn};
 
@@ -16,6 +18,10 @@ impl Pass for TheXGelu {
 
     fn description(&self) -> &'static str {
         "replace GELU (and SiLU) by ReLU, as THE-X does"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("the_x_gelu.rs")
     }
 
     fn applies(&self, profile: Profile) -> bool {

@@ -11,13 +11,20 @@ use thex_ir::{ClearOp, Graph, NodeId, Tensor, interpret};
 use super::{Builder, find, vector};
 use crate::analysis::demand;
 use crate::error::{PassError, Result};
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx, Profile};
 
-/// Samples that the fit looks at.
-const MAX_SAMPLES: usize = 512;
-
 /// See the module.
-pub struct TheXLayerNorm;
+pub struct TheXLayerNorm {
+    /// Samples that the fit looks at.
+    pub samples: usize,
+}
+
+impl Default for TheXLayerNorm {
+    fn default() -> Self {
+        Self { samples: 512 }
+    }
+}
 
 impl Pass for TheXLayerNorm {
     fn name(&self) -> &'static str {
@@ -28,14 +35,27 @@ impl Pass for TheXLayerNorm {
         "replace layer norms by a line per channel, fitted to the calibration data, as THE-X does"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("the_x_layer_norm.rs")
+    }
+
     fn applies(&self, profile: Profile) -> bool {
         profile == Profile::TheX
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![PassOption::count(
+            "samples",
+            &mut self.samples,
+            1..=1 << 20,
+            "most calibration samples that the lines are fitted to",
+        )]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::LayerNorm { .. } | ClearOp::RmsNorm { .. }));
         for &id in &nodes {
-            let fit = fit(graph, id, cx)?;
+            let fit = fit(graph, id, cx, self.samples)?;
             let name = graph.node(id).name.clone();
             cx.approximations.push(format!(
                 "{name}: layer norm replaced by a line per channel (THE-X), fitted to r² = {:.3}",
@@ -59,14 +79,14 @@ struct Fit {
 /// Σ1, Σx, Σy, Σx², Σxy, Σy² of one channel.
 type Moments = [f64; 6];
 
-fn fit(graph: &Graph, id: NodeId, cx: &PassCx) -> Result<Fit> {
+fn fit(graph: &Graph, id: NodeId, cx: &PassCx, samples: usize) -> Result<Fit> {
     let node = graph.node(id);
     let channels = node.shape.last().copied().unwrap_or(1);
     let flags = &demand(graph)[&id];
     let source = graph.operands(id)[0];
     let teacher = cx.teacher.as_deref();
     let target = teacher.and_then(|t| t.ids().find(|&i| t.node(i).name == node.name).map(|i| (t, i)));
-    let moments = cx.samples[..cx.samples.len().min(MAX_SAMPLES)]
+    let partials = cx.samples[..cx.samples.len().min(samples)]
         .par_iter()
         .map(|sample| -> Result<Vec<Moments>> {
             let values = interpret::run_all(graph, sample)?;
@@ -76,7 +96,9 @@ fn fit(graph: &Graph, id: NodeId, cx: &PassCx) -> Result<Fit> {
             };
             Ok(moments_of(&values[&source], &wanted, flags, channels))
         })
-        .try_reduce(|| vec![[0.0; 6]; channels], |a, b| Ok(add(a, &b)))?;
+        .collect::<Result<Vec<_>>>()?;
+    // Summed in order, so that the result does not depend on the number of threads.
+    let moments = partials.iter().fold(vec![[0.0; 6]; channels], |sum, part| add(sum, part));
     if moments.iter().any(|m| m[0] < 1.0) {
         return Err(PassError::Invalid(format!(
             "no calibration sample reaches `{}`: give --calibration an .npz with at least one sample",

@@ -9,13 +9,20 @@ use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 use super::masking::{hide, take_public_mask};
 use super::{Builder, find};
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx, Profile};
 
-/// When all scores of a row are below −2 all cubes are 0, and so is their sum; below this, it is held here.
-const LEAST_SUM: UnaryFn = UnaryFn::Clamp { lo: 1.0 / 64.0, hi: f64::MAX };
-
 /// See the module.
-pub struct TheXSoftmax;
+pub struct TheXSoftmax {
+    /// When all scores of a row are below −2 all cubes are 0, and so is their sum; below this, it is held here.
+    pub least_sum: f64,
+}
+
+impl Default for TheXSoftmax {
+    fn default() -> Self {
+        Self { least_sum: 1.0 / 64.0 }
+    }
+}
 
 impl Pass for TheXSoftmax {
     fn name(&self) -> &'static str {
@@ -26,14 +33,27 @@ impl Pass for TheXSoftmax {
         "replace softmax by normalised cubes ReLU(x/2+1)^3, as THE-X does"
     }
 
+    fn source(&self) -> &'static str {
+        include_str!("the_x_softmax.rs")
+    }
+
     fn applies(&self, profile: Profile) -> bool {
         profile == Profile::TheX
+    }
+
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![PassOption::number(
+            "least-sum",
+            &mut self.least_sum,
+            1e-4..=1.0,
+            "least sum of cubes that the reciprocal tells apart",
+        )]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
         for &id in &nodes {
-            replace(graph, id, cx)?;
+            replace(graph, id, self.least_sum, cx)?;
             let name = graph.node(id).name.clone();
             cx.approximations.push(format!("{name}: softmax replaced by normalised cubes ReLU(x/2+1)^3 (THE-X)"));
         }
@@ -43,7 +63,7 @@ impl Pass for TheXSoftmax {
     }
 }
 
-fn replace(graph: &mut Graph, id: NodeId, cx: &mut PassCx) -> Result<()> {
+fn replace(graph: &mut Graph, id: NodeId, least_sum: f64, cx: &mut PassCx) -> Result<()> {
     let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { return Ok(()) };
     let kept = take_public_mask(graph, id, axis, cx)?;
     let scores = graph.operands(id)[0];
@@ -52,7 +72,8 @@ fn replace(graph: &mut Graph, id: NodeId, cx: &mut PassCx) -> Result<()> {
     let cubes = build.unary("cube", cube, scores)?;
     let cubes = hide(&mut build, "kept", cubes, kept)?;
     let sum = build.clear("sum", ClearOp::Reduce { reduction: Reduction::Sum, axis }, &[cubes])?;
-    let inverse = build.unary("reciprocal", vec![LEAST_SUM, UnaryFn::Reciprocal], sum)?;
+    let held = UnaryFn::Clamp { lo: least_sum, hi: f64::MAX };
+    let inverse = build.unary("reciprocal", vec![held, UnaryFn::Reciprocal], sum)?;
     let probabilities = build.clear("normalise", ClearOp::Mul, &[cubes, inverse])?;
     graph.replace_uses(id, probabilities);
     Ok(())

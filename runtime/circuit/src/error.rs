@@ -48,5 +48,19 @@ pub enum CircuitError {
     },
 }
 
+impl CircuitError {
+    /// Stable code of the error, for `thex explain`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "TX0001",
+            Self::Malformed { .. } => "TX0002",
+            Self::Mismatch { .. } => "TX0003",
+            Self::Eval { .. } => "TX0013",
+            Self::Parameters(_) => "TX0103",
+        }
+    }
+}
+
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, CircuitError>;

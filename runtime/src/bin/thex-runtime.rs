@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error[{}]: {error}", error.code());
             ExitCode::from(error.kind().exit_status())
         }
     }

@@ -1,27 +1,170 @@
-//! Errors as people see them: what, why, what to do, and an exit status by kind.
+//! Errors as people see them: a code, what, why, what to do, and an exit status by kind.
 
 use std::process::ExitCode;
 
-use miette::{GraphicalReportHandler, MietteDiagnostic, Severity};
-use thex::error::{CompileError, Kind};
+use miette::{GraphicalReportHandler, GraphicalTheme, MietteDiagnostic, Severity};
+use thex::error::CompileError;
 
 /// Prints an error on standard error and gives the exit status of its kind.
-pub(crate) fn show(error: CompileError) -> ExitCode {
-    let kind = error.kind();
-    let mut diagnostic = MietteDiagnostic::new(error.to_string()).with_severity(Severity::Error).with_code(kind.code());
-    if let Some(help) = kind.help() {
-        diagnostic = diagnostic.with_help(help);
-    }
+pub(crate) fn show(error: &CompileError) -> ExitCode {
+    eprint!("{}", render(error, GraphicalTheme::default()));
+    ExitCode::from(error.kind().exit_status())
+}
+
+fn render(error: &CompileError, theme: GraphicalTheme) -> String {
+    let code = error.code();
+    let more = format!("`thex explain {code}` says more");
+    let help = error.kind().help().map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
+    let diagnostic =
+        MietteDiagnostic::new(error.to_string()).with_severity(Severity::Error).with_code(code).with_help(help);
     let mut text = String::new();
-    let handler = GraphicalReportHandler::new().with_width(120);
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(120);
     if handler.render_report(&mut text, &diagnostic).is_err() {
-        text = format!("error: {error}\n");
+        text = format!("error[{code}]: {error}\n");
     }
-    eprint!("{text}");
-    ExitCode::from(match kind {
-        Kind::Invalid => 3,
-        Kind::Unsupported => 4,
-        Kind::Infeasible => 5,
-        Kind::Internal => 70,
-    })
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thex::error::Kind;
+    use thex::explain::{self, EXPLANATIONS};
+    use thex::import::{ImportError, UnsupportedNode};
+    use thex_circuit::CircuitError;
+    use thex_passes::PassError;
+    use thex_passes::error::Problem;
+    use thex_runtime::RuntimeError;
+
+    fn denied() -> std::io::Error {
+        std::io::Error::new(std::io::ErrorKind::PermissionDenied, "permission denied")
+    }
+
+    fn import_errors() -> Vec<ImportError> {
+        let path = || "model.onnx".into();
+        let nodes = [("/encoder/TopK", "TopK"), ("/encoder/Loop", "Loop")].map(|(node, op)| UnsupportedNode {
+            node: node.into(),
+            op: op.into(),
+            shapes: vec![vec![1, 16, 128], vec![1]],
+            why: "its result depends on the order of encrypted values".into(),
+            help: "do it on the decrypted result".into(),
+        });
+        vec![
+            ImportError::Io { path: path(), source: denied() },
+            ImportError::NotOnnx { path: path(), reason: "it is no protobuf".into() },
+            ImportError::ExternalData {
+                path: path(),
+                tensor: "encoder.weight".into(),
+                location: "model.onnx.data".into(),
+                reason: "is not there; put it beside the model".into(),
+            },
+            ImportError::MissingShapes {
+                missing: vec!["input_ids[batch,sequence]".into()],
+                example: "--shape input_ids=1x16".into(),
+            },
+            ImportError::BadShape {
+                input: "image".into(),
+                given: vec![1, 7, 8],
+                reason: "the model takes 4 dimensions".into(),
+            },
+            ImportError::Unsupported(nodes.to_vec()),
+            ImportError::Analysis { path: path(), reason: "shapes of `Add_3` do not agree".into() },
+            ImportError::Internal("`Add_3` differs from tract".into()),
+        ]
+    }
+
+    fn pass_errors() -> Vec<PassError> {
+        let problem = || Problem {
+            node: "l.0.Softmax".into(),
+            onnx: vec!["/encoder/layer.0/Softmax".into()],
+            op: "reduce".into(),
+            shape: vec![1, 2, 16, 16],
+            why: "no lowering to homomorphic operations".into(),
+            help: "export the model without it".into(),
+        };
+        let (setting, reason) = ("exact-softmax:beta=1".into(), "pass `exact-softmax` has no option `beta`".into());
+        vec![
+            PassError::Unsupported(vec![problem(), problem()]),
+            PassError::Infeasible(vec![problem()]),
+            PassError::Invalid("calibration needs at least one sample".into()),
+            PassError::Option { setting, reason },
+            PassError::Eval(CircuitError::Eval { op: "gather".into(), reason: "index 40000 of 30522".into() }),
+            PassError::Internal { pass: "fold-affine".into(), when: "after", violations: "\n  - V003 at `x`".into() },
+        ]
+    }
+
+    fn circuit_errors() -> Vec<CircuitError> {
+        vec![
+            CircuitError::Io { action: "read", path: "model.circuit".into(), source: denied() },
+            CircuitError::Malformed { path: "model.circuit".into(), kind: "circuit", reason: "it is truncated".into() },
+            CircuitError::Mismatch {
+                left: "`a.circuit`".into(),
+                right: "`b.client`".into(),
+                reason: "they come from different compilations; compile the model again".into(),
+            },
+            CircuitError::Parameters("n = 512 is below 128 bits of security".into()),
+            CircuitError::Eval { op: "reshape".into(), reason: "6 elements do not fill [2, 4]".into() },
+        ]
+    }
+
+    fn runtime_errors() -> Vec<RuntimeError> {
+        vec![
+            RuntimeError::Input("input `image` contains NaN".into()),
+            RuntimeError::Mismatch { left: "a".into(), right: "b".into(), reason: "other keys".into() },
+            RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
+            RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },
+            RuntimeError::Internal("a batch is empty".into()),
+        ]
+    }
+
+    /// One error of every variant of every type.
+    fn all() -> Vec<CompileError> {
+        let own = vec![
+            CompileError::Usage("there is no pass `fold`".into()),
+            CompileError::Data("`data.npz` holds no sample to calibrate on".into()),
+            CompileError::Invalid("cannot write to standard output: closed".into()),
+            CompileError::Internal("`x` has no ranges".into()),
+        ];
+        let own = own.into_iter();
+        own.chain(import_errors().into_iter().map(CompileError::Import))
+            .chain(pass_errors().into_iter().map(CompileError::Pass))
+            .chain(circuit_errors().into_iter().map(CompileError::Circuit))
+            .chain(runtime_errors().into_iter().map(CompileError::Runtime))
+            .chain(circuit_errors().into_iter().map(|e| CompileError::Runtime(RuntimeError::Circuit(e))))
+            .collect()
+    }
+
+    /// The matches in `code()` name every variant; here every code is explained, as the kind that it exits with.
+    #[test]
+    fn every_error_has_a_code_and_every_code_an_explanation() {
+        let errors = all();
+        for error in &errors {
+            let explanation =
+                explain::find(error.code()).unwrap_or_else(|| panic!("{} is not explained", error.code()));
+            assert_eq!(explanation.kind, error.kind(), "{}: {error}", error.code());
+        }
+        for explanation in EXPLANATIONS {
+            assert!(errors.iter().any(|e| e.code() == explanation.code), "{} is never given", explanation.code);
+            assert!(explanation.text.len() > 150 && explanation.title.len() < 80, "{}", explanation.code);
+        }
+        assert!(EXPLANATIONS.windows(2).all(|w| w[0].code < w[1].code), "codes are sorted and unique");
+    }
+
+    #[test]
+    fn exit_statuses_follow_the_kind() {
+        let kinds = [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal];
+        assert_eq!(kinds.map(Kind::exit_status), [3, 4, 5, 70]);
+    }
+
+    #[test]
+    fn rendered() {
+        let shown: Vec<String> = all().iter().map(|e| render(e, GraphicalTheme::unicode_nocolor())).collect();
+        insta::assert_snapshot!(shown.join("\n"));
+    }
+
+    #[test]
+    fn explained() {
+        insta::assert_snapshot!("list", explain::list());
+        insta::assert_snapshot!("page", explain::find("tx0012").unwrap().page());
+    }
 }

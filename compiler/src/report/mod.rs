@@ -1,5 +1,9 @@
 //! What a circuit is and costs, for people and for programs.
 
+pub mod data;
+mod noise;
+pub mod page;
+
 use std::fmt::Write;
 
 use serde_json::{Value, json};

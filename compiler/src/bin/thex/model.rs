@@ -1,0 +1,93 @@
+//! Arguments that every command shares which runs passes on a model.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use thex::error::{CompileError, Result};
+use thex::pipeline::CompileOptions;
+use thex_passes::{Precision, Profile};
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ProfileArg {
+    /// Every function by look-up.
+    Exact,
+    /// THE-X: ReLU, cubic softmax, affine layer norms.
+    TheX,
+}
+
+impl From<ProfileArg> for Profile {
+    fn from(arg: ProfileArg) -> Self {
+        match arg {
+            ProfileArg::Exact => Self::Exact,
+            ProfileArg::TheX => Self::TheX,
+        }
+    }
+}
+
+/// Settings of passes.
+#[derive(clap::Args)]
+pub(crate) struct SettingArgs {
+    /// Set an option of a pass; may be given again. `thex passes` lists passes and their options.
+    #[arg(short = 'x', value_name = "PASS:OPTION=VALUE")]
+    pub(crate) pass_options: Vec<String>,
+}
+
+/// How a model is rewritten.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// How non-linear functions are computed.
+    #[arg(long, value_enum, default_value = "exact")]
+    profile: ProfileArg,
+    /// Shape of an input, batch included, for example `input_ids=1x16`. Taken from the calibration data if not given.
+    #[arg(long = "shape", value_name = "NAME=1x16", value_parser = parse_shape)]
+    shapes: Vec<(String, Vec<usize>)>,
+    /// Goal for the modelled error of the outputs, relative to their spread. Less costs more bootstraps.
+    #[arg(long, value_name = "E", default_value_t = Precision::default().output_error)]
+    output_error: f64,
+    /// Widening of calibrated ranges, as a fraction of their width on each side.
+    #[arg(long, value_name = "M", default_value_t = Precision::default().margin)]
+    margin: f64,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+impl ModelArgs {
+    /// Whether anything was asked for.
+    pub(crate) fn any(&self) -> bool {
+        let default = Precision::default();
+        let precise = self.output_error.to_bits() == default.output_error.to_bits();
+        let wide = self.margin.to_bits() == default.margin.to_bits();
+        let exact = matches!(self.profile, ProfileArg::Exact);
+        !(exact && precise && wide && self.shapes.is_empty() && self.settings.pass_options.is_empty())
+    }
+
+    /// Options of the compiler for this model and data.
+    pub(crate) fn options(&self, model: &Path, calibration: &Path, dump_ir: Option<PathBuf>) -> Result<CompileOptions> {
+        let sensible = self.output_error > 0.0 && self.output_error.is_finite() && (0.0..=10.0).contains(&self.margin);
+        if !sensible {
+            return Err(CompileError::Usage("--output-error must be positive, --margin between 0 and 10".into()));
+        }
+        Ok(CompileOptions {
+            model: model.to_owned(),
+            calibration: calibration.to_owned(),
+            profile: self.profile.into(),
+            shapes: self.shapes.iter().cloned().collect(),
+            precision: Precision { output_error: self.output_error, margin: self.margin },
+            dump_ir,
+            pass_options: self.settings.pass_options.clone(),
+            ..CompileOptions::default()
+        })
+    }
+}
+
+fn parse_shape(text: &str) -> std::result::Result<(String, Vec<usize>), String> {
+    let wrong = || format!("`{text}` is no shape: write NAME=1x16");
+    let (name, dims) = text.split_once('=').ok_or_else(wrong)?;
+    let dims: Vec<usize> =
+        dims.split('x').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
+    let elements = dims.iter().try_fold(1_usize, |a, &b| a.checked_mul(b)).filter(|&n| n <= 1 << 28);
+    if name.is_empty() || elements.is_none_or(|n| n == 0) {
+        return Err(format!("{} and between 1 and 2^28 elements in all", wrong()));
+    }
+    Ok((name.to_owned(), dims))
+}
