@@ -84,6 +84,7 @@ pub fn bundle_json(bundle: &ClientBundle) -> Result<Value> {
         "tokenizer": text.map(|t| json!({ "bytes": t.bytes, "sha256": t.sha256, "roles": t.roles })),
         "image": bundle.interface.image,
         "labels": bundle.interface.labels,
+        "frozen": bundle.interface.frozen,
     }))
 }
 
@@ -160,5 +161,9 @@ pub fn bundle_text(bundle: &ClientBundle) -> Result<String> {
     field(&mut out, "outputs", shapes_text(&bundle.epilogue.output_shapes()?));
     let labels = &bundle.interface.labels;
     field(&mut out, "labels", [if labels.is_empty() { "none".to_owned() } else { labels.join(", ") }]);
+    if !bundle.interface.frozen.is_empty() {
+        let frozen = bundle.interface.frozen.iter();
+        field(&mut out, "frozen", frozen.map(|f| format!("{} {:?}, public in the circuit", f.name, f.shape)));
+    }
     Ok(out)
 }

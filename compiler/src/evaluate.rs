@@ -9,17 +9,17 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
 use rayon::prelude::*;
 use serde::Serialize;
-use thex_circuit::{Circuit, ClientBundle, NoiseModel};
+use thex_circuit::{Circuit, ClientBundle, FrozenInput, NoiseModel};
 use thex_runtime::client::{self, Named, Rounding};
 use thex_runtime::commands::Bar;
 use thex_runtime::executor::{CpuBackend, Executor};
 use thex_runtime::{Simulator, keys, npz, simulate};
 
 use crate::error::{CompileError, Result};
-use crate::import::{self, ImportOptions, Reference};
+use crate::import::{self, ImportOptions, InputInfo, Reference};
 use crate::pipeline::{read_data, with_suffix};
 
 /// How the circuit is run.
@@ -147,15 +147,24 @@ pub fn load_pair(prefix: &std::path::Path) -> Result<(Circuit, ClientBundle)> {
 pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
     let (circuit, bundle) = load_pair(&options.prefix)?;
     let inputs = import::inputs(&options.model)?;
-    let arrays = read_data(&options.data, &inputs)?;
-    let shapes = bundle.prologue.inputs.iter().cloned().collect();
+    let there = npz::names(&options.data)?;
+    let absent: Vec<&FrozenInput> = bundle.interface.frozen.iter().filter(|f| !there.contains(&f.name)).collect();
+    let read: Vec<InputInfo> = inputs.into_iter().filter(|i| absent.iter().all(|f| f.name != i.name)).collect();
+    let arrays = read_data(&options.data, &read)?;
+    let frozen = bundle.interface.frozen.iter().map(|f| (f.name.clone(), f.shape.clone()));
+    let shapes = bundle.prologue.inputs.iter().cloned().chain(frozen).collect();
     let reference = import::import(&options.model, &ImportOptions { shapes })?.reference;
     let count = npz::samples(&arrays).min(options.limit.unwrap_or(usize::MAX));
     if count == 0 {
         return Err(CompileError::Data(format!("`{}` holds no sample", options.data.display())));
     }
     let labels = labels(&options.data, count)?;
-    let samples = (0..count).map(|i| Ok(with_batch(&bundle, npz::sample(&arrays, i)?))).collect::<Result<Vec<_>>>()?;
+    let sample = |i| -> Result<Vec<Named>> {
+        let mut sample = with_batch(&bundle, npz::sample(&arrays, i)?);
+        sample.extend(absent.iter().filter_map(|f| Some((f.name.clone(), frozen_value(f)?))));
+        Ok(sample)
+    };
+    let samples = (0..count).map(sample).collect::<Result<Vec<_>>>()?;
     let (outcomes, setup) = match options.mode {
         Mode::Encrypted => encrypted(&circuit, &bundle, &reference, &samples)?,
         Mode::Clear => (simulated(&circuit, &bundle, &reference, &samples, NoiseModel::silent(), options.seed)?, 0.0),
@@ -176,9 +185,17 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
     Ok(evaluation)
 }
 
+fn frozen_value(frozen: &FrozenInput) -> Option<ArrayD<f64>> {
+    ArrayD::from_shape_vec(IxDyn(&frozen.shape), frozen.values.clone()).ok()
+}
+
 /// Gives every sample the batch axis of the model's inputs.
 fn with_batch(bundle: &ClientBundle, sample: Vec<Named>) -> Vec<Named> {
-    let shape_of = |name: &str| bundle.prologue.inputs.iter().find(|(n, _)| n == name).map(|(_, s)| s.clone());
+    let shape_of = |name: &str| {
+        let frozen = bundle.interface.frozen.iter().map(|f| (&f.name, &f.shape));
+        let mut inputs = bundle.prologue.inputs.iter().map(|(n, s)| (n, s)).chain(frozen);
+        inputs.find(|(n, _)| *n == name).map(|(_, s)| s.clone())
+    };
     sample
         .into_iter()
         .map(|(name, value)| {

@@ -48,6 +48,7 @@ pub fn read(options: &InterfaceOptions, inputs: &[InputInfo]) -> Result<Interfac
         text: options.tokenizer.as_deref().map(|path| read_tokenizer(path, inputs)).transpose()?,
         image: options.image.clone(),
         labels: options.labels.as_deref().map(read_labels).transpose()?.unwrap_or_default(),
+        frozen: Vec::new(),
     })
 }
 

@@ -17,6 +17,7 @@ pub mod emit;
 pub mod error;
 pub mod evaluate;
 pub mod explain;
+pub mod freeze;
 pub mod import;
 pub mod interface;
 mod missing;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
-use thex_circuit::CircuitInfo;
+use thex_circuit::{CircuitInfo, FrozenInput, Interface};
 use thex_ir::{Graph, Stage, Tensor};
 use thex_passes::manager::Observer;
 use thex_passes::{ErrorSource, Pass, PassCx, PassManager, PassRecord, Precision, Profile, Samples, options, registry};
@@ -15,6 +15,7 @@ use thex_runtime::npz;
 
 use crate::emit::{EmitOptions, Emitted, emit};
 use crate::error::{CompileError, Result};
+use crate::freeze::{self, Freeze};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
 use crate::interface::{self, InterfaceOptions};
 use crate::missing::missing;
@@ -36,6 +37,8 @@ pub struct CompileOptions {
     pub dump_ir: Option<PathBuf>,
     /// Tokenizer, class names and image normalisation.
     pub interface: InterfaceOptions,
+    /// Inputs to make public constants.
+    pub freeze: Freeze,
     /// Settings of passes, each `pass:option=value`.
     pub pass_options: Vec<String>,
 }
@@ -56,13 +59,14 @@ pub struct Compiled {
     pub error_sources: Vec<ErrorSource>,
 }
 
-/// Shapes for every input: as given, else from the calibration array with batch 1.
+/// Shapes for every wanted input: as given, else from the calibration array with batch 1.
 ///
 /// # Errors
 /// [`CompileError::Invalid`] when neither tells.
 pub fn shapes(
     inputs: &[InputInfo],
     given: &BTreeMap<String, Vec<usize>>,
+    wanted: &[InputInfo],
     arrays: &[(String, ArrayD<f64>)],
 ) -> Result<BTreeMap<String, Vec<usize>>> {
     if let Some(unknown) = given.keys().find(|name| !inputs.iter().any(|i| i.name == **name)) {
@@ -71,7 +75,7 @@ pub fn shapes(
             "--shape names `{unknown}`, which is no input of the model; it has {names:?}"
         )));
     }
-    inputs
+    wanted
         .iter()
         .map(|input| {
             let from_data = arrays.iter().find(|(name, _)| *name == input.name).map(|(_, array)| {
@@ -163,11 +167,24 @@ pub fn no_pass(name: &str, pipeline: &[Box<dyn Pass>]) -> String {
 }
 
 /// Imports the model and makes the context of its passes.
-fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx)> {
+fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)> {
     let inputs = import::inputs(&options.model)?;
-    let arrays = read_data(&options.calibration, &inputs)?;
-    let shapes = shapes(&inputs, &options.shapes, &arrays)?;
-    let Imported { graph, .. } = import::import(&options.model, &ImportOptions { shapes })?;
+    freeze::check(&options.freeze, &inputs)?;
+    let there = npz::names(&options.calibration)?;
+    let filled = |i: &InputInfo| matches!(options.freeze.get(&i.name), Some(Some(_))) && !there.contains(&i.name);
+    let (filled, read): (Vec<InputInfo>, Vec<InputInfo>) = inputs.iter().cloned().partition(filled);
+    let arrays = read_data(&options.calibration, &read)?;
+    let mut known = options.shapes.clone();
+    known.extend(shapes(&inputs, &options.shapes, &read, &arrays)?);
+    known.extend(freeze::shared_shapes(&options.freeze, &inputs, &known));
+    if let Some(input) = filled.iter().find(|i| !known.contains_key(&i.name)) {
+        return Err(CompileError::Data(format!(
+            "the shape of input `{}` is not known: give --shape {}=1x…",
+            input.name, input.name
+        )));
+    }
+    let Imported { mut graph, .. } = import::import(&options.model, &ImportOptions { shapes: known })?;
+    let frozen = freeze::apply(&options.freeze, &mut graph, &arrays)?;
     let order: Vec<(String, Vec<usize>)> =
         graph.inputs.iter().map(|&id| (graph.node(id).name.clone(), graph.node(id).shape.clone())).collect();
     let count = npz::samples(&arrays);
@@ -175,7 +192,10 @@ fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx)> {
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
-    Ok((graph, cx))
+    for input in &frozen {
+        cx.note(format!("{}: public, a constant of the circuit (--freeze)", input.name));
+    }
+    Ok((graph, cx, frozen))
 }
 
 /// Imports a model and runs the pipeline, all of it or up to a pass.
@@ -184,7 +204,7 @@ fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx)> {
 /// [`CompileError`], which says what is at fault and what to do.
 pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rewritten> {
     let pipeline = passes(options, stop_after)?;
-    let (mut graph, mut cx) = prepare(options)?;
+    let (mut graph, mut cx, _) = prepare(options)?;
     let records = manager(options, stop_after, None).run(&pipeline, &mut graph, &mut cx)?;
     Ok(Rewritten { graph, cx, records })
 }
@@ -199,7 +219,7 @@ fn manager(options: &CompileOptions, stop_after: Option<&str>, observer: Option<
 /// As [`rewrite`]; and when the pass is not in the profile's pipeline.
 pub fn around(options: &CompileOptions, pass: &str) -> Result<Around> {
     let pipeline = passes(options, Some(pass))?;
-    let (mut graph, mut cx) = prepare(options)?;
+    let (mut graph, mut cx, _) = prepare(options)?;
     let seen = Rc::new(RefCell::new([Graph::new(), graph.clone()]));
     let keep = seen.clone();
     let observer: Observer = Box::new(move |_, graph| {
@@ -220,7 +240,7 @@ pub fn around(options: &CompileOptions, pass: &str) -> Result<Around> {
 pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     let interface = interface::read(&options.interface, &import::inputs(&options.model)?)?;
     let pipeline = passes(options, None)?;
-    let (mut graph, mut cx) = prepare(options)?;
+    let (mut graph, mut cx, frozen) = prepare(options)?;
     let calibrated = Rc::new(RefCell::new(Graph::new()));
     let keep = calibrated.clone();
     let observer: Observer = Box::new(move |_, graph| {
@@ -239,7 +259,7 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     let (Some(prologue), Some(epilogue)) = (cx.prologue, cx.epilogue) else {
         return Err(CompileError::Internal("the model was not split into client and server".into()));
     };
-    let interface = interface::fit(interface, &prologue, &epilogue)?;
+    let interface = interface::fit(Interface { frozen, ..interface }, &prologue, &epilogue)?;
     let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue, interface })?;
     let calibrated = calibrated.take();
     Ok(Compiled { emitted, records, log: cx.log, calibrated, placed: graph, error_sources: cx.error_sources })

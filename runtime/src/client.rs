@@ -93,12 +93,30 @@ fn encode_port(port: &Port, value: &ArrayD<f64>, phases: &mut Vec<u64>) -> Resul
     Ok(clamped)
 }
 
+/// Refuses values of frozen inputs other than those that the circuit was compiled with.
+fn check_frozen(bundle: &ClientBundle, inputs: &[Named]) -> Result<()> {
+    for frozen in &bundle.interface.frozen {
+        let Some((_, value)) = inputs.iter().find(|(name, _)| *name == frozen.name) else { continue };
+        let same = value.len() == frozen.values.len()
+            && value.iter().zip(&frozen.values).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0));
+        if !same {
+            return Err(RuntimeError::Input(format!(
+                "`{}` was made public when the model was compiled, with another value than this input has; compile the model \
+                 without --freeze {} to choose it at encryption",
+                frozen.name, frozen.name
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Runs the clear prologue and encodes what is to be encrypted.
 ///
 /// # Errors
 /// An input is missing, or has another shape than the model was compiled for.
 pub fn encode(bundle: &ClientBundle, inputs: &[Named]) -> Result<Encoded> {
     let graph = &bundle.prologue;
+    check_frozen(bundle, inputs)?;
     let values =
         graph.inputs.iter().map(|(name, shape)| pick(graph, name, shape, inputs)).collect::<Result<Vec<_>>>()?;
     let outputs = graph.run(&values)?;

@@ -43,7 +43,10 @@ impl Source {
     pub fn read(&self, bundle: &ClientBundle, sample: usize) -> Result<Vec<Named>> {
         match (&self.input, &self.text, &self.image) {
             (Some(path), None, None) => {
-                let names: Vec<&str> = bundle.prologue.inputs.iter().map(|(name, _)| name.as_str()).collect();
+                let mut names: Vec<&str> = bundle.prologue.inputs.iter().map(|(name, _)| name.as_str()).collect();
+                let there = npz::names(path)?;
+                let frozen = bundle.interface.frozen.iter().map(|f| f.name.as_str());
+                names.extend(frozen.filter(|name| there.iter().any(|t| t == name)));
                 npz::sample(&npz::read(path, &names)?, sample)
             }
             (None, Some(text), None) => read_text(bundle, text),

@@ -347,14 +347,18 @@ impl Bucket {
 impl Lowering<'_> {
     fn visit(&mut self, id: NodeId) -> Result<()> {
         let node = self.source.node(id);
+        if let Op::Constant(value) = &node.op {
+            // Public zeros are what makes other elements undemanded, so constants are there whole.
+            self.elems.insert(id, value.iter().map(|&v| Elem::Const(v)).collect());
+            return Ok(());
+        }
         if !self.demand[&id].iter().any(|d| *d) && !matches!(node.op, Op::Input) {
             return Ok(());
         }
         let elems = match &node.op {
             Op::Input => self.encrypt(id),
-            Op::Constant(value) => value.iter().map(|&v| Elem::Const(v)).collect(),
             Op::Clear(op) => self.clear(id, op)?,
-            Op::He(_) => return Err(lowered_already(&node.name)),
+            Op::Constant(_) | Op::He(_) => return Err(lowered_already(&node.name)),
         };
         let flags = &self.demand[&id];
         let elems = elems.into_iter().zip(flags).map(|(e, d)| if *d { e } else { Elem::Undemanded }).collect();

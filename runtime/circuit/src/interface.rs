@@ -104,6 +104,17 @@ impl ImageFormat {
     }
 }
 
+/// An input that was made public when the model was compiled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrozenInput {
+    /// Its name.
+    pub name: String,
+    /// Its shape, batch 1 included.
+    pub shape: Vec<usize>,
+    /// Its value, row-major.
+    pub values: Vec<f64>,
+}
+
 /// The optional parts of a client bundle. See the module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
@@ -116,13 +127,16 @@ pub struct Interface {
     /// Names of the classes, in the order of the output's last axis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// Inputs that are constants of the circuit: other values of them would be ignored, so they are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<FrozenInput>,
 }
 
 impl Interface {
     /// Whether there is nothing in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.text.is_none() && self.image.is_none() && self.labels.is_empty()
+        self.text.is_none() && self.image.is_none() && self.labels.is_empty() && self.frozen.is_empty()
     }
 
     /// Checks sizes, the tokenizer's digest, and that roles refer to inputs.

@@ -19,6 +19,6 @@ pub mod params;
 pub use bundle::{ClientBundle, Encoding, Port};
 pub use error::CircuitError;
 pub use instruction::{Circuit, CircuitInfo, Instruction, LayerInfo};
-pub use interface::{ImageFormat, Interface, TextFormat, TokenRole};
+pub use interface::{FrozenInput, ImageFormat, Interface, TextFormat, TokenRole};
 pub use noise::NoiseModel;
 pub use params::Parameters;

@@ -28,7 +28,12 @@ fn text() -> TextFormat {
 
 fn full() -> Interface {
     let image = ImageFormat { invert: true, mean: vec![0.5, 0.25, 0.125], std: vec![0.3] };
-    Interface { text: Some(text()), image: Some(image), labels: vec!["no".into(), "yes — \"perhaps\"".into()] }
+    Interface {
+        text: Some(text()),
+        image: Some(image),
+        labels: vec!["no".into(), "yes — \"perhaps\"".into()],
+        frozen: Vec::new(),
+    }
 }
 
 fn load(bytes: &[u8]) -> Result<ClientBundle, String> {

@@ -47,6 +47,10 @@ pub(crate) struct ModelArgs {
     /// Widening of calibrated ranges, as a fraction of their width on each side.
     #[arg(long, value_name = "M", default_value_t = Precision::default().margin)]
     margin: f64,
+    /// Make an input public and constant, with its value in the calibration data or filled with a number; may be given
+    /// again. A frozen attention mask costs nothing, and what it hides is not computed.
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_freeze)]
+    freeze: Vec<(String, Option<f64>)>,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -58,7 +62,12 @@ impl ModelArgs {
         let precise = self.output_error.to_bits() == default.output_error.to_bits();
         let wide = self.margin.to_bits() == default.margin.to_bits();
         let exact = matches!(self.profile, ProfileArg::Exact);
-        !(exact && precise && wide && self.shapes.is_empty() && self.settings.pass_options.is_empty())
+        !(exact
+            && precise
+            && wide
+            && self.shapes.is_empty()
+            && self.freeze.is_empty()
+            && self.settings.pass_options.is_empty())
     }
 
     /// Options of the compiler for this model and data.
@@ -75,8 +84,17 @@ impl ModelArgs {
             precision: Precision { output_error: self.output_error, margin: self.margin },
             dump_ir,
             pass_options: self.settings.pass_options.clone(),
+            freeze: self.freeze.iter().cloned().collect(),
             ..CompileOptions::default()
         })
+    }
+}
+
+fn parse_freeze(text: &str) -> std::result::Result<(String, Option<f64>), String> {
+    let Some((name, value)) = text.split_once('=') else { return Ok((text.to_owned(), None)) };
+    match value.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok((name.to_owned(), Some(number))),
+        _ => Err(format!("`{value}` is no number: write NAME or NAME=1")),
     }
 }
 
