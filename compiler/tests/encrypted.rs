@@ -7,7 +7,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Shape, transformer};
+use common::{Mask, Shape, transformer};
 use thex::emit::{EmitOptions, Emitted, emit};
 use thex_circuit::{CircuitInfo, NoiseModel};
 use thex_ir::Tensor;
@@ -33,6 +33,10 @@ fn compile(shape: Shape, profile: Profile, seed: u64) -> (Emitted, Vec<Vec<Arc<T
     (emit(&graph, options).unwrap(), samples[500..].to_vec())
 }
 
+fn named(sample: &[Arc<Tensor>]) -> Vec<Named> {
+    ["x", "mask"].iter().zip(sample).map(|(name, value)| ((*name).to_owned(), (**value).clone())).collect()
+}
+
 fn values(outputs: &[Named]) -> Vec<f64> {
     outputs[0].1.iter().copied().collect()
 }
@@ -50,7 +54,7 @@ fn agrees_with_the_simulator(shape: Shape, profile: Profile) {
     let backend = CpuBackend::new(server.expand());
     let executor = Executor::new(&emitted.circuit, &backend).unwrap();
     for sample in &samples[..2] {
-        let input = vec![("x".to_owned(), (*sample[0]).clone())];
+        let input = named(sample);
         let (ciphertexts, _) = client::encrypt(&emitted.bundle, &key, &input).unwrap();
         let result = executor.run(&ciphertexts.expand(&parameters).unwrap(), &Silent).unwrap();
         let phases = client::phases(&key, &result);
@@ -76,6 +80,17 @@ fn a_text_block_the_x() {
     agrees_with_the_simulator(Shape { pre_norm: false, class_token: false, ..Shape::TINY }, Profile::TheX);
 }
 
+#[test]
+fn a_decoder_block_exact() {
+    agrees_with_the_simulator(Shape { mask: Mask::Causal, class_token: false, ..Shape::TINY }, Profile::Exact);
+}
+
+#[test]
+fn a_padded_block_pooled_by_its_mask() {
+    let shape = Shape { mask: Mask::Padding, class_token: false, pre_norm: false, ..Shape::TINY };
+    agrees_with_the_simulator(shape, Profile::Exact);
+}
+
 /// The first-order model that chose the encodings against the simulator that knows every table and carry: the
 /// measured error is neither much above the prediction nor so far below it that precision was wasted.
 #[test]
@@ -88,7 +103,7 @@ fn the_noise_model_predicts_the_simulated_error() {
         let (mut squares, mut count) = (0.0, 0.0);
         for (i, sample) in samples.iter().enumerate() {
             let float: Vec<f64> = thex_ir::interpret::run(&graph, sample).unwrap()[0].iter().copied().collect();
-            let input = vec![("x".to_owned(), (*sample[0]).clone())];
+            let input = named(sample);
             let ours = simulated(&emitted, &input, noise, i as u64);
             squares += ours.iter().zip(&float).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
             count += ours.len() as f64;

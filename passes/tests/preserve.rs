@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Shape, transformer};
+use common::{Mask, Shape, transformer};
 use proptest::prelude::*;
 use std::sync::Arc;
 use thex_ir::{Graph, interpret};
@@ -56,11 +56,13 @@ proptest! {
         layers in 1_usize..3,
         pre_norm: bool,
         class_token: bool,
+        causal: bool,
         the_x: bool,
         seed: u64,
     ) {
         let width = heads * per_head + heads;
-        let shape = Shape { tokens, width, heads, hidden, layers, pre_norm, class_token };
+        let mask = if causal { Mask::Causal } else { Mask::None };
+        let shape = Shape { tokens, width, heads, hidden, layers, pre_norm, class_token, mask };
         check(shape, seed, if the_x { Profile::TheX } else { Profile::Exact });
     }
 }

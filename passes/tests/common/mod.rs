@@ -5,8 +5,19 @@
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
-use thex_ir::{ClearOp, Graph, NodeId, Tensor, UnaryChain, UnaryFn};
+use thex_ir::{ClearOp, Graph, NodeId, Reduction, Tensor, UnaryChain, UnaryFn};
 use thex_passes::Samples;
+
+/// Which tokens attend to which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All to all.
+    None,
+    /// To themselves and those before, by a constant.
+    Causal,
+    /// To those that a second input, of 0 and 1, does not mask; the model's head pools by it.
+    Padding,
+}
 
 /// What a small transformer looks like.
 #[derive(Clone, Copy, Debug)]
@@ -20,11 +31,20 @@ pub struct Shape {
     pub pre_norm: bool,
     /// Whether a public class token stands in front.
     pub class_token: bool,
+    pub mask: Mask,
 }
 
 impl Shape {
-    pub const TINY: Self =
-        Self { tokens: 3, width: 8, heads: 2, hidden: 12, layers: 1, pre_norm: true, class_token: true };
+    pub const TINY: Self = Self {
+        tokens: 3,
+        width: 8,
+        heads: 2,
+        hidden: 12,
+        layers: 1,
+        pre_norm: true,
+        class_token: true,
+        mask: Mask::None,
+    };
 }
 
 /// Numbers that depend only on a seed, roughly normal.
@@ -85,7 +105,43 @@ impl Net<'_> {
         self.clear(&format!("{name}.heads"), ClearOp::Transpose { permutation: permutation.to_vec() }, &[x])
     }
 
-    fn attention(&mut self, name: &str, x: NodeId, heads: usize) -> NodeId {
+    fn number(&mut self, name: &str, value: f64) -> NodeId {
+        self.constant(name, ArrayD::from_elem(IxDyn(&[1]), value))
+    }
+
+    /// What is added to scores, as exporters write it.
+    fn mask(&mut self, mask: Mask, tokens: usize) -> Option<NodeId> {
+        match mask {
+            Mask::None => None,
+            Mask::Causal => {
+                let forbidden = |at: ndarray::IxDyn| if at[3] > at[2] { -3.4e38 } else { 0.0 };
+                Some(self.constant("causal", ArrayD::from_shape_fn(IxDyn(&[1, 1, tokens, tokens]), forbidden)))
+            }
+            Mask::Padding => {
+                let kept = self.graph.add_input("mask", &[1, tokens]);
+                let (minus, one, most) =
+                    (self.number("minus", -1.0), self.number("one", 1.0), self.number("most", -3.4e38));
+                let padded = self.clear("mask/negated", ClearOp::Mul, &[kept, minus]);
+                let padded = self.clear("mask/padded", ClearOp::Add, &[padded, one]);
+                let addend = self.clear("mask/addend", ClearOp::Mul, &[padded, most]);
+                Some(self.clear("mask/spread", ClearOp::Reshape { shape: vec![1, 1, 1, tokens] }, &[addend]))
+            }
+        }
+    }
+
+    /// Mean of the tokens that are kept.
+    fn pool(&mut self, x: NodeId) -> NodeId {
+        let shape = self.graph.node(x).shape.clone();
+        let kept = self.graph.inputs[1];
+        let kept = self.clear("pool/kept", ClearOp::Reshape { shape: vec![1, shape[1], 1] }, &[kept]);
+        let hidden = self.clear("pool/hidden", ClearOp::Mul, &[x, kept]);
+        let sum = ClearOp::Reduce { reduction: Reduction::Sum, axis: 1 };
+        let (total, count) = (self.clear("pool/sum", sum.clone(), &[hidden]), self.clear("pool/count", sum, &[kept]));
+        let inverse = self.clear("pool/inverse", ClearOp::Unary { chain: UnaryFn::Reciprocal.into() }, &[count]);
+        self.clear("pool/mean", ClearOp::Mul, &[total, inverse])
+    }
+
+    fn attention(&mut self, name: &str, x: NodeId, heads: usize, mask: Option<NodeId>) -> NodeId {
         let shape = self.graph.node(x).shape.clone();
         let (tokens, width) = (shape[1], shape[2]);
         let q = self.linear(&format!("{name}.q"), x, width);
@@ -98,6 +154,10 @@ impl Net<'_> {
         let factor = ArrayD::from_elem(IxDyn(&[1]), 1.0 / ((width / heads) as f64).sqrt());
         let factor = self.constant(&format!("{name}.scale"), factor);
         let scores = self.clear(&format!("{name}.scaled"), ClearOp::Mul, &[scores, factor]);
+        let scores = match mask {
+            Some(mask) => self.clear(&format!("{name}.masked"), ClearOp::Add, &[scores, mask]),
+            None => scores,
+        };
         let p = self.clear(&format!("{name}.softmax"), ClearOp::Softmax { axis: 3 }, &[scores]);
         let context = self.clear(&format!("{name}.context"), ClearOp::MatMul, &[p, v]);
         let context =
@@ -107,9 +167,9 @@ impl Net<'_> {
         self.linear(&format!("{name}.out"), context, width)
     }
 
-    fn block(&mut self, name: &str, x: NodeId, shape: &Shape) -> NodeId {
+    fn block(&mut self, name: &str, x: NodeId, shape: &Shape, mask: Option<NodeId>) -> NodeId {
         let attended = if shape.pre_norm { self.norm(&format!("{name}/norm1"), x) } else { x };
-        let a = self.attention(&format!("{name}/attention"), attended, shape.heads);
+        let a = self.attention(&format!("{name}/attention"), attended, shape.heads, mask);
         let mut x = self.clear(&format!("{name}/add1"), ClearOp::Add, &[x, a]);
         if !shape.pre_norm {
             x = self.norm(&format!("{name}/norm1"), x);
@@ -135,14 +195,28 @@ pub fn transformer(shape: Shape, seed: u64, samples: usize) -> (Graph, Samples) 
         let class = net.constant("class", class);
         x = net.clear("tokens", ClearOp::Concat { axis: 1 }, &[class, x]);
     }
+    let tokens = shape.tokens + usize::from(shape.class_token);
+    let mask = net.mask(shape.mask, tokens);
     for layer in 0..shape.layers {
-        x = net.block(&format!("layers.{layer}"), x, &shape);
+        x = net.block(&format!("layers.{layer}"), x, &shape, mask);
     }
-    let first = net.clear("first", ClearOp::Slice { axis: 1, start: 0, end: 1 }, &[x]);
+    let first = match shape.mask {
+        Mask::None => net.clear("first", ClearOp::Slice { axis: 1, start: 0, end: 1 }, &[x]),
+        Mask::Causal => net.clear("last", ClearOp::Slice { axis: 1, start: tokens - 1, end: tokens }, &[x]),
+        Mask::Padding => net.pool(x),
+    };
     let first = net.clear("flat", ClearOp::Reshape { shape: vec![1, shape.width] }, &[first]);
     let logits = net.linear("logits", first, 3);
     let mut graph = net.graph;
     graph.outputs.push(("logits".to_owned(), logits));
-    let samples = (0..samples).map(|_| vec![Arc::new(random.tensor(&input, 1.0))]).collect();
+    let sample = |i: usize| {
+        let mut sample = vec![Arc::new(random.tensor(&input, 1.0))];
+        if shape.mask == Mask::Padding {
+            let kept = 1 + i % tokens;
+            sample.push(Arc::new(ArrayD::from_shape_fn(IxDyn(&[1, tokens]), |at| f64::from(u8::from(at[1] < kept)))));
+        }
+        sample
+    };
+    let samples = (0..samples).map(sample).collect();
     (graph, Arc::new(samples))
 }
