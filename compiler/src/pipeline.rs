@@ -1,17 +1,21 @@
 //! From an ONNX file and calibration data to a circuit and a client bundle.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::CircuitInfo;
-use thex_ir::{Graph, Tensor};
+use thex_ir::{Graph, Stage, Tensor};
+use thex_passes::manager::Observer;
 use thex_passes::{PassCx, PassManager, PassRecord, Precision, Profile, Samples, registry};
 use thex_runtime::npz;
 
 use crate::emit::{EmitOptions, Emitted, emit};
 use crate::error::{CompileError, Result};
+use crate::export::{self, GraphFile};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
 
 /// What to compile and how.
@@ -35,6 +39,8 @@ pub struct CompileOptions {
 pub struct Compiled {
     /// Circuit and bundle.
     pub emitted: Emitted,
+    /// The file that [`export`] reads.
+    pub graph_bytes: Vec<u8>,
     /// What each pass did.
     pub records: Vec<PassRecord>,
     /// Why rewrites were made.
@@ -76,7 +82,11 @@ pub fn shapes(
 }
 
 /// One sample as the model's inputs want it.
-fn tensors(arrays: &[(String, ArrayD<f64>)], index: usize, order: &[(String, Vec<usize>)]) -> Result<Vec<Arc<Tensor>>> {
+pub(crate) fn tensors(
+    arrays: &[(String, ArrayD<f64>)],
+    index: usize,
+    order: &[(String, Vec<usize>)],
+) -> Result<Vec<Arc<Tensor>>> {
     let sample = npz::sample(arrays, index)?;
     order
         .iter()
@@ -106,6 +116,10 @@ pub fn read_data(path: &Path, inputs: &[InputInfo]) -> Result<Vec<(String, Array
 pub struct Rewritten {
     /// The graph.
     pub graph: Graph,
+    /// The graph as it was before calibration: approximated, and still of tensor operations.
+    pub approximated: Graph,
+    /// Element type of each input, as numpy writes it.
+    pub dtypes: BTreeMap<String, String>,
     /// What passes found out.
     pub cx: PassCx,
     /// What each pass did.
@@ -133,13 +147,49 @@ pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rew
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
+    let latest = Rc::new(RefCell::new(graph.clone()));
     let manager = PassManager {
         dump_dir: options.dump_ir.clone(),
         stop_after: stop_after.map(str::to_owned),
-        ..PassManager::default()
+        observer: Some(keep_uncalibrated(&latest)),
     };
     let records = manager.run(&pipeline, &mut graph, &mut cx)?;
-    Ok(Rewritten { graph, cx, records })
+    let approximated = latest.take();
+    let dtypes = inputs.into_iter().map(|input| (input.name, input.dtype)).collect();
+    Ok(Rewritten { graph, approximated, dtypes, cx, records })
+}
+
+/// Keeps the graph after every pass up to calibration.
+fn keep_uncalibrated(latest: &Rc<RefCell<Graph>>) -> Observer {
+    let latest = Rc::clone(latest);
+    Box::new(move |_, graph| {
+        if graph.stage < Stage::Calibrated {
+            latest.replace(graph.clone());
+        }
+    })
+}
+
+impl Rewritten {
+    /// The approximated model, client and server in one, for [`export`].
+    ///
+    /// # Errors
+    /// [`CompileError::Internal`] when the passes stopped before client and server were split.
+    pub fn graph_file(&self, model: &Path) -> Result<GraphFile> {
+        let (Some(prologue), Some(epilogue)) = (&self.cx.prologue, &self.cx.epilogue) else {
+            return Err(CompileError::Internal("the model was not split into client and server".into()));
+        };
+        Ok(GraphFile {
+            model: file_name(model),
+            profile: self.cx.profile.name().to_owned(),
+            approximations: self.cx.approximations.clone(),
+            dtypes: self.dtypes.clone(),
+            graph: export::join(prologue, &self.approximated, epilogue)?,
+        })
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Compiles a model.
@@ -147,10 +197,11 @@ pub fn rewrite(options: &CompileOptions, stop_after: Option<&str>) -> Result<Rew
 /// # Errors
 /// [`CompileError`], which says what is at fault and what to do.
 pub fn compile(options: &CompileOptions) -> Result<Compiled> {
-    let Rewritten { graph, cx, records } = rewrite(options, None)?;
-    let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let rewritten = rewrite(options, None)?;
+    let graph_bytes = rewritten.graph_file(&options.model)?.to_bytes()?;
+    let Rewritten { graph, cx, records, .. } = rewritten;
     let info = CircuitInfo {
-        model,
+        model: file_name(&options.model),
         profile: options.profile.name().to_owned(),
         approximations: cx.approximations,
         predicted_output_error: cx.predicted_output_error,
@@ -159,7 +210,7 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
         return Err(CompileError::Internal("the model was not split into client and server".into()));
     };
     let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue })?;
-    Ok(Compiled { emitted, records, log: cx.log })
+    Ok(Compiled { emitted, graph_bytes, records, log: cx.log })
 }
 
 fn check_samples(samples: &Samples, order: &[(String, Vec<usize>)], path: &Path) -> Result<()> {

@@ -46,7 +46,8 @@ fn over_axes(cx: &mut Cx<'_>, x: NodeId, op: &Reduce, space: usize, reduction: R
 /// Longest axis that is summed up; its weights are a square matrix.
 const MAX_CUMULATIVE: usize = 4096;
 
-/// A cumulative sum (RoBERTa numbers its tokens so) is a linear map with a triangle of ones.
+/// A cumulative sum (RoBERTa numbers its tokens so): products with a triangle of ones, and their sum. As a linear map it would
+/// pass for one with weights, which clients do not compute.
 pub(super) fn cumulative_sum(cx: &mut Cx<'_>, op: &CumSum) -> Step<NodeId> {
     let n = cx.operands[0].shape[op.axis];
     if n > MAX_CUMULATIVE {
@@ -57,12 +58,17 @@ pub(super) fn cumulative_sum(cx: &mut Cx<'_>, op: &CumSum) -> Step<NodeId> {
         from < to || (from == to && !op.exclusive)
     };
     let triangle = ArrayD::from_shape_fn(IxDyn(&[n, n]), |at| f64::from(u8::from(counts(at[0], at[1]))));
-    let (weights, bias) = (cx.constant("weight", triangle), cx.constant("bias", ArrayD::zeros(IxDyn(&[n]))));
+    let triangle = cx.constant("triangle", triangle);
     let permutation = to_last(op.axis + 1, cx.operands[0].shape.len() + 1);
     let x = cx.lifted(0, 1)?;
     let moved = cx.transpose(x, &permutation)?;
-    let y = cx.apply("", ClearOp::Linear, &[moved, weights, bias])?;
-    cx.transpose(y, &permutation)
+    let shape = cx.graph.node(moved).shape.clone();
+    let last = shape.len() - 1;
+    let row = cx.reshape(moved, &[&shape[..last], &[1, n]].concat())?;
+    let terms = cx.apply("terms", ClearOp::Mul, &[row, triangle])?;
+    let sums = cx.apply("", ClearOp::Reduce { reduction: Reduction::Sum, axis: last + 1 }, &[terms])?;
+    let sums = cx.reshape(sums, &shape)?;
+    cx.transpose(sums, &permutation)
 }
 
 /// The permutation that exchanges `axis` and the last one.

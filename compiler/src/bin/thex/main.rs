@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, evaluate};
+use thex::export::SUFFIX;
 use thex::pipeline::{CompileOptions, Compiled, compile, rewrite, with_suffix};
 use thex::report;
 use thex_circuit::Circuit;
@@ -17,6 +18,7 @@ use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs
 use thex_runtime::{calibrate, check_writable};
 
 mod diagnostic;
+mod export;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -48,6 +50,7 @@ enum Command {
     Run(RunArgs),
     Decrypt(DecryptArgs),
     Evaluate(EvaluateArgs),
+    Export(export::ExportArgs),
     /// List the passes in pipeline order.
     Passes,
     Demo(DemoArgs),
@@ -70,7 +73,8 @@ impl From<ProfileArg> for Profile {
     }
 }
 
-/// Compile an ONNX transformer. Writes OUT.circuit (for the server) and OUT.client (for the client).
+/// Compile an ONNX transformer. Writes OUT.circuit (for the server), OUT.client (for the client), and OUT.graph, which
+/// neither needs: `thex export` makes an ONNX model of it.
 #[derive(clap::Args)]
 struct CompileArgs {
     /// The model.
@@ -98,7 +102,7 @@ struct CompileArgs {
     /// Print the IR after this pass instead of compiling to the end; `thex passes` lists them.
     #[arg(long, value_name = "PASS")]
     stop_after: Option<String>,
-    /// Prefix of the two files.
+    /// Prefix of the files.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
 }
@@ -172,7 +176,7 @@ fn parse_shape(text: &str) -> std::result::Result<(String, Vec<usize>), String> 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
-        0 => "warn",
+        0 => "warn,tract=error",
         1 => "info,tract=warn",
         _ => "debug,tract=warn",
     };
@@ -194,6 +198,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Run(args) => Ok(commands::run(args)?),
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
         Command::Evaluate(args) => run_evaluate(args),
+        Command::Export(args) => export::run(args),
         Command::Passes => {
             let lines: Vec<String> =
                 registry::pipeline().iter().map(|p| format!("{:<20} {}\n", p.name(), p.description())).collect();
@@ -216,8 +221,10 @@ fn print_out(text: &str) -> Result<()> {
 
 fn run_compile(args: &CompileArgs) -> Result<()> {
     let (circuit_path, bundle_path) = (with_suffix(&args.output, ".circuit"), with_suffix(&args.output, ".client"));
-    check_writable(&circuit_path)?;
-    check_writable(&bundle_path)?;
+    let graph_path = with_suffix(&args.output, SUFFIX);
+    for path in [&circuit_path, &bundle_path, &graph_path] {
+        check_writable(path)?;
+    }
     let sensible = args.output_error > 0.0 && args.output_error.is_finite() && (0.0..=10.0).contains(&args.margin);
     if !sensible {
         return Err(CompileError::Invalid("--output-error must be positive, --margin between 0 and 10".into()));
@@ -235,9 +242,10 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
         eprint!("{}", report::pass_table(&rewritten.records));
         return print_out(&thex_ir::print::print(&rewritten.graph));
     }
-    let Compiled { emitted, records, log } = compile(&options)?;
+    let Compiled { emitted, graph_bytes, records, log } = compile(&options)?;
     write_atomic(&circuit_path, &emitted.circuit_bytes, false)?;
     write_atomic(&bundle_path, &emitted.bundle_bytes, false)?;
+    write_atomic(&graph_path, &graph_bytes, false)?;
     let times = calibrate::measure(emitted.circuit.parameters, 0)?;
     eprint!("{}", report::pass_table(&records));
     log.iter().for_each(|line| eprintln!("  {line}"));
@@ -245,11 +253,13 @@ fn run_compile(args: &CompileArgs) -> Result<()> {
     print_out(&report::circuit_text(&emitted.circuit, &emitted.bundle.circuit, &times))?;
     let size = |bytes: &[u8]| format!("{:.1} MB", bytes.len() as f64 / 1e6);
     print_out(&format!(
-        "\nwrote {} ({}) for the server, {} ({}) for the client\n",
+        "\nwrote {} ({}) for the server, {} ({}) for the client, {} ({}) for `thex export`\n",
         circuit_path.display(),
         size(&emitted.circuit_bytes),
         bundle_path.display(),
-        size(&emitted.bundle_bytes)
+        size(&emitted.bundle_bytes),
+        graph_path.display(),
+        size(&graph_bytes)
     ))
 }
 
