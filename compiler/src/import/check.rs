@@ -25,9 +25,11 @@ pub(super) fn check(graph: &Graph, reference: &Reference, inputs: &[InputInfo]) 
     Ok(worst)
 }
 
+type Tensors = Vec<Arc<Tensor>>;
+
 /// Inputs on which every look-up stays in its table, and what they give. Indices may be computed from inputs, so the rows of a
 /// table are only a first guess at how large these may be.
-fn evaluate(graph: &Graph, infos: &[InputInfo], sample: u64) -> Result<(Vec<Arc<Tensor>>, Vec<Arc<Tensor>>)> {
+fn evaluate(graph: &Graph, infos: &[InputInfo], sample: u64) -> Result<(Tensors, Tensors)> {
     let mut result = Err(ImportError::Internal("no inputs were tried".into()));
     for most in [usize::MAX, 2, 1] {
         let inputs = sample_inputs(graph, infos, sample, most);
@@ -74,7 +76,7 @@ fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Pseudo-random inputs; whole ones below `most`.
-fn sample_inputs(graph: &Graph, inputs: &[InputInfo], sample: u64, most: usize) -> Vec<Arc<Tensor>> {
+fn sample_inputs(graph: &Graph, inputs: &[InputInfo], sample: u64, most: usize) -> Tensors {
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (sample + 1));
     let values = graph.inputs.iter().zip(inputs).map(|(id, info)| {
         let shape = IxDyn(&graph.node(*id).shape);

@@ -383,6 +383,11 @@ fn dispatch_structured(cx: &mut Cx<'_>, node: &TypedNode) -> Step<NodeId> {
         conv::translate(cx, op)
     } else if let Some(op) = node.op_as::<Sdpa>() {
         attention::translate(cx, op)
+    } else if node.op.name() == "IfThenElse" {
+        unsupported(
+            "its condition depends on an input, and a circuit takes no branches",
+            "compute both branches, and choose by a product with a mask",
+        )
     } else {
         unsupported(
             "thex has no translation for this operator",
