@@ -378,3 +378,37 @@ fn many_faults_at_once() {
     }
     insta::assert_snapshot!(model.refusal(&[]));
 }
+
+/// Each made tract loop for ever, or was called a bug of thex, when `tests/fuzz` found it.
+#[test]
+fn found_by_fuzzing() {
+    let gather = Model::new()
+        .node("mean", "ReduceMean", &["x"], &["m"])
+        .node("pick", "GatherND", &["m", "i"], &["y"])
+        .constant(scalar("i", 0));
+    let norm = |axis| {
+        Model::new()
+            .with("norm", "LayerNormalization", &["x", "gain"], &["y"], vec![int("axis", axis)])
+            .constant(floats("gain", &[4], &[1.0; 4]))
+    };
+    let scalar_norm = Model::new()
+        .node("norm", "LayerNormalization", &["one", "one"], &["n"])
+        .node("add", "Add", &["x", "n"], &["y"])
+        .constant(floats("one", &[], &[1.0]));
+    let heads = vec![int("q_num_heads", 2), int("kv_num_heads", 2)];
+    let attention = Model::new()
+        .opset(23)
+        .input("x", &[1, 3, 4])
+        .with("attention", "Attention", &["x", "x", "x", "mask"], &["y"], heads)
+        .constant(floats("mask", &[6, 6], &[0.0; 36]));
+    let softmax = Model::new().with("softmax", "Softmax", &["x"], &["y"], vec![int("axis", 7)]);
+    insta::assert_snapshot!(report(&[
+        ("indices without an axis", gather),
+        ("a node without operands", Model::new().node("turn", "Transpose", &[], &["y"])),
+        ("an absurd axis", norm(i64::MAX)),
+        ("an axis that is not there", norm(-5)),
+        ("the norm of a number", scalar_norm),
+        ("a mask of another size", attention),
+        ("a softmax along no axis", softmax),
+    ]));
+}

@@ -22,6 +22,9 @@ pub(super) fn translate(cx: &mut Cx<'_>, op: &Sdpa) -> Step<NodeId> {
             "give every group of query heads one key and value head, as grouped-query attention does",
         );
     };
+    if let Some(why) = misfit(cx) {
+        return unsupported(why, "check the model");
+    }
     if cx.operands.get(3).is_some_and(|m| m.dtype == DatumType::Bool) {
         return unsupported("its mask is boolean", "add a mask of 0 and -1e4 to the scores instead");
     }
@@ -35,6 +38,25 @@ pub(super) fn translate(cx: &mut Cx<'_>, op: &Sdpa) -> Step<NodeId> {
     let scores = masked(cx, op, scores)?;
     let weights = cx.apply("softmax", ClearOp::Softmax { axis: rank - 1 }, &[scores])?;
     cx.apply("", ClearOp::MatMul, &[weights, v])
+}
+
+/// Why queries, keys, values and mask do not go together; tract does not look.
+fn misfit(cx: &Cx<'_>) -> Option<String> {
+    let shape = |i: usize| cx.operands.get(i).map(|o| o.shape.as_slice());
+    let (Some([.., t, d]), Some([.., s, e]), Some([.., u, _])) = (shape(0), shape(1), shape(2)) else {
+        return Some("its operands are no matrices".into());
+    };
+    if d != e || s != u {
+        return Some(format!(
+            "queries {:?}, keys {:?} and values {:?} do not go together",
+            shape(0),
+            shape(1),
+            shape(2)
+        ));
+    }
+    let mask = shape(3)?;
+    let last = |i: usize, n: usize| mask.iter().rev().nth(i).is_none_or(|m| *m == n || *m == 1);
+    (!last(0, *s) || !last(1, *t)).then(|| format!("its mask {mask:?} does not fit scores of {t} by {s}"))
 }
 
 /// How many query heads share a key head (grouped-query attention).

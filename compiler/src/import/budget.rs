@@ -59,8 +59,9 @@ fn infer_one(model: &mut InferenceModel, id: usize) -> TractResult<Vec<OutletId>
         bail!("it has {} results, its operator makes {}", outputs.len(), node.op.nboutputs()?);
     }
     let mut op = node.op.clone();
-    let (_, sizes, _) = op.infer_facts(inputs.clone(), outputs.clone(), seen.clone())?;
     look_at_lengths(&node.name, &op.name(), &inputs)?;
+    look_at_rank(&op.name(), &inputs)?;
+    let (_, sizes, _) = op.infer_facts(inputs.clone(), outputs.clone(), seen.clone())?;
     sizes.iter().try_for_each(|fact| look_at(&node.name, fact))?;
     let (inputs, outputs, seen) = op.infer(inputs, outputs, seen)?;
     model.node_mut(id).op = op;
@@ -98,6 +99,16 @@ fn look_at_lengths(node: &str, op: &str, inputs: &[&InferenceFact]) -> TractResu
         return Ok(());
     }
     Err(Excess(format!("node `{node}` makes an axis of {longest}; one tensor may have at most 2^26 elements")).into())
+}
+
+/// Inference counts axes from the last one of these operands, and would never end where there is none.
+fn look_at_rank(op: &str, inputs: &[&InferenceFact]) -> TractResult<()> {
+    let scalar = |i: usize| inputs.get(i).is_some_and(|fact| fact.shape.rank().concretize() == Some(0));
+    let indexed = ["GatherNd", "ScatterNd", "GatherND", "ScatterND"].contains(&op);
+    if (indexed && scalar(1)) || (op.contains("Norm") && scalar(0)) {
+        bail!("its operand has no axis");
+    }
+    Ok(())
 }
 
 /// Refuses a tensor that would be too large, before it is made.

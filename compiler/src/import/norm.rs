@@ -10,6 +10,9 @@ use super::translate::{Cx, Refusal, Step, unsupported};
 
 /// A reduction over one or several axes.
 pub(super) fn reduce(cx: &mut Cx<'_>, op: &Reduce) -> Step<NodeId> {
+    if op.axes.iter().any(|axis| *axis >= cx.operands[0].shape.len()) {
+        return unsupported("it reduces an axis that its operand does not have", "check the model");
+    }
     let space = cx.axis_space(op.axes.iter().copied().min().unwrap_or(0));
     let x = cx.lifted(0, space)?;
     cx.keeps_rank = x == cx.operands[0].id;
@@ -98,6 +101,9 @@ pub(super) fn softmax(cx: &mut Cx<'_>, op: &Softmax) -> Step<NodeId> {
     let [axis] = op.axes.as_slice() else {
         return unsupported("it normalises over several axes", "reshape, so that softmax has one axis");
     };
+    if *axis >= cx.operands[0].shape.len() {
+        return unsupported("it normalises an axis that its operand does not have", "check the model");
+    }
     let space = cx.axis_space(*axis);
     let x = cx.lifted(0, space)?;
     let y = cx.apply("", ClearOp::Softmax { axis: axis + space }, &[x])?;

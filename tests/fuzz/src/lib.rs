@@ -63,21 +63,78 @@ impl Random {
     }
 
     fn pick_mut<'a, T>(&mut self, items: &'a mut [T]) -> Option<&'a mut T> {
-        if items.is_empty() { None } else { let i = self.below(items.len()); items.get_mut(i) }
+        if items.is_empty() {
+            None
+        } else {
+            let i = self.below(items.len());
+            items.get_mut(i)
+        }
     }
 }
 
 /// Numbers that make trouble.
-const NUMBERS: [i64; 16] =
-    [0, 1, -1, 2, 3, 4, 6, 7, 16, 255, 1 << 20, 1 << 31, 1 << 33, 1 << 40, i64::MAX, i64::MIN];
+const NUMBERS: [i64; 16] = [0, 1, -1, 2, 3, 4, 6, 7, 16, 255, 1 << 20, 1 << 31, 1 << 33, 1 << 40, i64::MAX, i64::MIN];
 
 /// Operators that the frontend knows, or refuses.
 const OPERATORS: [&str; 58] = [
-    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "MatMul", "Gemm", "Einsum", "Softmax", "LogSoftmax", "LayerNormalization",
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Concat",
-    "Split", "Slice", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Pad", "Range", "ConstantOfShape", "Shape",
-    "Size", "Cast", "Where", "Equal", "Less", "Greater", "And", "Not", "Relu", "Gelu", "Erf", "Tanh", "Sigmoid", "Exp", "Log",
-    "Sqrt", "Reciprocal", "Clip", "Identity", "CumSum", "Trilu", "Conv", "TopK", "NonZero",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Max",
+    "Min",
+    "MatMul",
+    "Gemm",
+    "Einsum",
+    "Softmax",
+    "LogSoftmax",
+    "LayerNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceL2",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Concat",
+    "Split",
+    "Slice",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Expand",
+    "Tile",
+    "Pad",
+    "Range",
+    "ConstantOfShape",
+    "Shape",
+    "Size",
+    "Cast",
+    "Where",
+    "Equal",
+    "Less",
+    "Greater",
+    "And",
+    "Not",
+    "Relu",
+    "Gelu",
+    "Erf",
+    "Tanh",
+    "Sigmoid",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Reciprocal",
+    "Clip",
+    "Identity",
+    "CumSum",
+    "Trilu",
+    "Conv",
+    "TopK",
+    "NonZero",
 ];
 
 /// Changes a model in one to four places. Bytes that are no model are changed blindly.
@@ -218,6 +275,11 @@ fn fill(tensor: &mut TensorProto, random: &mut Random) {
         _ if tensor.data_type == 7 && tensor.raw_data.len() >= 8 => {
             let at = 8 * random.below(tensor.raw_data.len() / 8);
             tensor.raw_data[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        // Real weights keep their size: those of 10^30 only show that single precision rounds.
+        _ if tensor.data_type == 1 && tensor.raw_data.len() >= 4 => {
+            let at = 4 * random.below(tensor.raw_data.len() / 4);
+            tensor.raw_data[at + random.below(2)] = random.next() as u8;
         }
         _ => tensor.raw_data = scratch(std::mem::take(&mut tensor.raw_data), random),
     }

@@ -58,9 +58,13 @@ fn produced(graph: &GraphProto) -> BTreeSet<&str> {
     inputs.chain(constants).chain(computed).collect()
 }
 
+/// Operands that nothing computes, and operators without any.
 fn undefined(graph: &GraphProto, findings: &mut Findings) {
     let produced = produced(graph);
     for node in &graph.node {
+        if node.input.iter().all(String::is_empty) && node.op_type != "Constant" {
+            findings.fault(format!("node `{}` ({}) has no operands", node_name(node), node.op_type));
+        }
         let missing = node.input.iter().filter(|i| !i.is_empty() && !produced.contains(i.as_str()));
         let missing: Vec<&String> = missing.collect();
         if !missing.is_empty() {

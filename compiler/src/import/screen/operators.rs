@@ -12,6 +12,7 @@ pub(super) fn check(graph: &GraphProto, findings: &mut Findings) {
     let known = tract_onnx::onnx().op_register.0;
     for (graph, inside) in graphs(graph) {
         for node in &graph.node {
+            axes(node, findings);
             let unknown = !known.contains_key(&node.op_type);
             if let Some((why, help)) = advice(graph, node, inside, unknown) {
                 findings.unsupported.push(UnsupportedNode {
@@ -23,6 +24,19 @@ pub(super) fn check(graph: &GraphProto, findings: &mut Findings) {
                 });
             }
         }
+    }
+}
+
+/// Most axes of a tensor.
+const MOST_AXES: i64 = 16;
+
+/// Axes that no tensor has. tract counts up to them.
+fn axes(node: &NodeProto, findings: &mut Findings) {
+    let given = node.attribute.iter().filter(|a| a.name == "axis" || a.name == "axes" || a.name == "batch_dims");
+    let absurd =
+        given.flat_map(|a| a.ints.iter().copied().chain([a.i])).find(|axis| axis.unsigned_abs() > MOST_AXES as u64);
+    if let Some(axis) = absurd {
+        findings.fault(format!("node `{}` ({}) works along axis {axis}", node_name(node), node.op_type));
     }
 }
 
@@ -70,6 +84,9 @@ fn advice(graph: &GraphProto, node: &NodeProto, inside: bool, unknown: bool) -> 
             "it belongs to signals and images, not to transformers",
             "compute it before the model, or fold it into a constant",
         ),
+        op if op.ends_with("Normalization") && attribute(node, "axis").is_some_and(|a| a.i < -1) => {
+            say("it normalises over more than the last axis", "normalise over the last axis")
+        }
         "Conv" => overlapping(graph, node)
             .map(|why| (why, "only convolutions that cut the input into patches can be compiled".into())),
         op if inside && makes_shapes(op) => {
