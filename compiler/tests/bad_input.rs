@@ -405,6 +405,7 @@ fn found_by_fuzzing() {
     insta::assert_snapshot!(report(&[
         ("indices without an axis", gather),
         ("a node without operands", Model::new().node("turn", "Transpose", &[], &["y"])),
+        ("an axis twice", Model::new().with("turn", "Transpose", &["x"], &["y"], vec![ints("perm", &[0, 0])])),
         ("an absurd axis", norm(i64::MAX)),
         ("an axis that is not there", norm(-5)),
         ("the norm of a number", scalar_norm),

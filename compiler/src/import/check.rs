@@ -117,7 +117,8 @@ fn index_bound(graph: &Graph, id: NodeId, info: &InputInfo) -> Option<usize> {
         }
         next += 1;
     }
-    Some(bound.unwrap_or(2))
+    let most = if info.dtype == "bool" { 2 } else { usize::MAX };
+    Some(bound.unwrap_or(2).min(most))
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).

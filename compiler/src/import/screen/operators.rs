@@ -30,13 +30,20 @@ pub(super) fn check(graph: &GraphProto, findings: &mut Findings) {
 /// Most axes of a tensor.
 const MOST_AXES: i64 = 16;
 
-/// Axes that no tensor has. tract counts up to them.
+/// Axes that no tensor has, or has twice. tract counts up to them.
 fn axes(node: &NodeProto, findings: &mut Findings) {
     let given = node.attribute.iter().filter(|a| a.name == "axis" || a.name == "axes" || a.name == "batch_dims");
     let absurd =
         given.flat_map(|a| a.ints.iter().copied().chain([a.i])).find(|axis| axis.unsigned_abs() > MOST_AXES as u64);
     if let Some(axis) = absurd {
         findings.fault(format!("node `{}` ({}) works along axis {axis}", node_name(node), node.op_type));
+    }
+    if let Some(order) = attribute(node, "perm").map(|a| &a.ints).filter(|_| node.op_type == "Transpose") {
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        if sorted.iter().zip(0..).any(|(axis, i)| *axis != i) {
+            findings.fault(format!("node `{}` (Transpose) has {order:?}, which is no order of axes", node_name(node)));
+        }
     }
 }
 
