@@ -197,6 +197,17 @@ model has no output to compare, or the circuit's outputs have other names than t
 What to do: follow the message. For `evaluate`, give the model that the circuit was compiled from.",
     },
     Explanation {
+        code: "TX0015",
+        kind: Kind::Invalid,
+        title: "the model is faulty, or asks for more than it may",
+        text: "\
+The file is an ONNX model, but parts of it cannot be: a cycle, a name given twice, weights that are not finite, a missing
+operand, a very old operator set. Or it asks for tensors larger than any transformer that could be encrypted: more than 2^26
+elements in one, or 2^27 computed in all. The message lists every fault, and unsupported operators as well.
+
+What to do: export the model again; check the weights for NaN (a diverged training); give smaller shapes with --shape.",
+    },
+    Explanation {
         code: "TX0101",
         kind: Kind::Unsupported,
         title: "the model has operators that thex does not compile",

@@ -4,6 +4,7 @@
 //! * [`pipeline`]: import, passes, emission;
 //! * [`interface`]: tokenizer, class names, image normalisation for the bundle;
 //! * [`emit`]: placed graph → circuit and bundle;
+//! * [`export`]: the approximated model as an ONNX file;
 //! * [`evaluate`]: a compiled model against its float original, on data;
 //! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
 //! * [`diff`]: what one pass changes;
@@ -17,6 +18,7 @@ pub mod emit;
 pub mod error;
 pub mod evaluate;
 pub mod explain;
+pub mod export;
 pub mod freeze;
 pub mod import;
 pub mod interface;

@@ -15,6 +15,7 @@ use thex_runtime::npz;
 
 use crate::emit::{EmitOptions, Emitted, emit};
 use crate::error::{CompileError, Result};
+use crate::export::{self, GraphFile};
 use crate::freeze::{self, Freeze};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
 use crate::interface::{self, InterfaceOptions};
@@ -47,6 +48,8 @@ pub struct CompileOptions {
 pub struct Compiled {
     /// Circuit and bundle.
     pub emitted: Emitted,
+    /// The file that [`export`] reads.
+    pub graph_bytes: Vec<u8>,
     /// What each pass did.
     pub records: Vec<PassRecord>,
     /// Why rewrites were made.
@@ -95,7 +98,11 @@ pub fn shapes(
 }
 
 /// One sample as the model's inputs want it.
-fn tensors(arrays: &[(String, ArrayD<f64>)], index: usize, order: &[(String, Vec<usize>)]) -> Result<Vec<Arc<Tensor>>> {
+pub(crate) fn tensors(
+    arrays: &[(String, ArrayD<f64>)],
+    index: usize,
+    order: &[(String, Vec<usize>)],
+) -> Result<Vec<Arc<Tensor>>> {
     let sample = npz::sample(arrays, index)?;
     order
         .iter()
@@ -233,6 +240,28 @@ pub fn around(options: &CompileOptions, pass: &str) -> Result<Around> {
     Ok(Around { before, after: graph, record })
 }
 
+/// The approximated model, client and server in one, for [`export`]. The graph is the one before calibration.
+///
+/// # Errors
+/// [`CompileError::Internal`] when the passes stopped before client and server were split.
+pub fn graph_file(options: &CompileOptions, cx: &PassCx, approximated: &Graph) -> Result<GraphFile> {
+    let (Some(prologue), Some(epilogue)) = (&cx.prologue, &cx.epilogue) else {
+        return Err(CompileError::Internal("the model was not split into client and server".into()));
+    };
+    let dtypes = import::inputs(&options.model)?.into_iter().map(|input| (input.name, input.dtype)).collect();
+    Ok(GraphFile {
+        model: file_name(&options.model),
+        profile: cx.profile.name().to_owned(),
+        approximations: cx.approximations.clone(),
+        dtypes,
+        graph: export::join(prologue, approximated, epilogue)?,
+    })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Compiles a model.
 ///
 /// # Errors
@@ -241,17 +270,18 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     let interface = interface::read(&options.interface, &import::inputs(&options.model)?)?;
     let pipeline = passes(options, None)?;
     let (mut graph, mut cx, frozen) = prepare(options)?;
-    let calibrated = Rc::new(RefCell::new(Graph::new()));
-    let keep = calibrated.clone();
+    let stages = Rc::new(RefCell::new([graph.clone(), Graph::new()]));
+    let keep = stages.clone();
     let observer: Observer = Box::new(move |_, graph| {
-        if graph.stage == Stage::Calibrated {
-            *keep.borrow_mut() = graph.clone();
+        if graph.stage <= Stage::Calibrated {
+            keep.borrow_mut()[usize::from(graph.stage == Stage::Calibrated)] = graph.clone();
         }
     });
     let records = manager(options, None, Some(observer)).run(&pipeline, &mut graph, &mut cx)?;
-    let model = options.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let [approximated, calibrated] = stages.take();
+    let graph_bytes = graph_file(options, &cx, &approximated)?.to_bytes()?;
     let info = CircuitInfo {
-        model,
+        model: file_name(&options.model),
         profile: options.profile.name().to_owned(),
         approximations: cx.approximations,
         predicted_output_error: cx.predicted_output_error,
@@ -261,8 +291,8 @@ pub fn compile(options: &CompileOptions) -> Result<Compiled> {
     };
     let interface = interface::fit(Interface { frozen, ..interface }, &prologue, &epilogue)?;
     let emitted = emit(&graph, EmitOptions { parameters: cx.parameters, info, prologue, epilogue, interface })?;
-    let calibrated = calibrated.take();
-    Ok(Compiled { emitted, records, log: cx.log, calibrated, placed: graph, error_sources: cx.error_sources })
+    let (log, error_sources) = (cx.log, cx.error_sources);
+    Ok(Compiled { emitted, graph_bytes, records, log, calibrated, placed: graph, error_sources })
 }
 
 fn check_samples(samples: &Samples, order: &[(String, Vec<usize>)], path: &Path) -> Result<()> {

@@ -91,7 +91,7 @@ fn compilation_is_deterministic() {
     for (profile, first) in [("the-x", "a"), ("exact", "b")] {
         let start = ["compile", text(&model), "--calibration", text(&data), "-o", text(&again)];
         succeed(&[&start[..], &["--profile", profile]].concat());
-        for suffix in ["circuit", "client"] {
+        for suffix in ["circuit", "client", "graph"] {
             let bytes = |name: &str| std::fs::read(FIXTURE.path(&format!("{name}.{suffix}"))).unwrap();
             assert!(bytes("again") == bytes(first), "{profile}: {suffix} differs between two compilations");
         }
@@ -126,6 +126,24 @@ fn simulation_agrees_with_the_float_model() {
         assert!(number("accuracy") > number("float_accuracy") - 0.01, "{mode}: {value}");
         assert!(number("mean_cosine") > 0.98, "{mode}: {value}");
     }
+}
+
+#[test]
+fn the_approximated_model_can_be_exported_and_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = repository("tests/data/digits_dev.npz");
+    let (prefix, out) = (FIXTURE.path("a"), folder.path().join("approximated.onnx"));
+    succeed(&["export", text(&prefix), "-o", text(&out), "--expected", text(&data)]);
+    let expected = thex_runtime::npz::read(&out.with_extension("npz"), &["image", "expected_logits"]).unwrap();
+    assert_eq!(expected[1].1.shape(), [300, 10]);
+    let calibration = repository("tests/data/digits_calibration.npz");
+    let again = folder.path().join("again");
+    succeed(&["compile", text(&out), "--calibration", text(&calibration), "-o", text(&again)]);
+    let none = folder.path().join("none");
+    fail(&["export", text(&none), "-o", text(&out)], &["none.graph", "thex compile"]);
+    fail(&["export", text(&prefix), "-o", "/nonexistent/folder/out.onnx"], &["/nonexistent/folder"]);
+    std::fs::copy(FIXTURE.path("a.circuit"), folder.path().join("none.graph")).unwrap();
+    fail(&["export", text(&none), "-o", text(&out)], &["none.graph", "graph file"]);
 }
 
 #[test]

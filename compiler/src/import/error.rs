@@ -22,6 +22,16 @@ pub enum ImportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The file is an ONNX model with faults, or asks for more than it may: all of them, and unsupported operators as well.
+    #[error("`{path}` is not a usable ONNX model: {}", list_faults(.faults, .unsupported))]
+    Faulty {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        faults: Vec<String>,
+        /// Operators that could not be compiled either.
+        unsupported: Vec<UnsupportedNode>,
+    },
     /// Weights are kept in a file that is not there, or lies outside the model's folder.
     #[error("`{path}` keeps the weights `{tensor}` in `{location}`, which {reason}")]
     ExternalData {
@@ -78,6 +88,7 @@ impl ImportError {
         match self {
             Self::Io { .. } => "TX0001",
             Self::NotOnnx { .. } => "TX0004",
+            Self::Faulty { .. } => "TX0015",
             Self::ExternalData { .. } => "TX0005",
             Self::MissingShapes { .. } => "TX0006",
             Self::BadShape { .. } => "TX0007",
@@ -95,7 +106,7 @@ pub struct UnsupportedNode {
     pub node: String,
     /// The operator.
     pub op: String,
-    /// Shapes of its operands.
+    /// Shapes of its operands, if they are known.
     pub shapes: Vec<Vec<usize>>,
     /// Why not.
     pub why: String,
@@ -105,13 +116,36 @@ pub struct UnsupportedNode {
 
 impl fmt::Display for UnsupportedNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node `{}` ({} on {:?}): {}; {}", self.node, self.op, self.shapes, self.why, self.help)
+        let Self { node, op, shapes, why, help } = self;
+        if shapes.is_empty() {
+            return write!(f, "node `{node}` ({op}): {why}; {help}");
+        }
+        write!(f, "node `{node}` ({op} on {shapes:?}): {why}; {help}")
     }
 }
 
+/// Most lines of one report.
+const MOST_LINES: usize = 40;
+
+fn lines<T: fmt::Display>(items: &[T]) -> String {
+    let shown: Vec<String> = items.iter().take(MOST_LINES).map(|n| format!("\n  {n}")).collect();
+    let rest = match items.len().saturating_sub(MOST_LINES) {
+        0 => String::new(),
+        more => format!("\n  and {more} more"),
+    };
+    shown.concat() + &rest
+}
+
 fn list(nodes: &[UnsupportedNode]) -> String {
-    let lines: Vec<String> = nodes.iter().map(|n| format!("\n  {n}")).collect();
-    format!("{} unsupported node(s):{}", nodes.len(), lines.concat())
+    format!("{} unsupported node(s):{}", nodes.len(), lines(nodes))
+}
+
+fn list_faults(faults: &[String], nodes: &[UnsupportedNode]) -> String {
+    match (faults, nodes) {
+        ([fault], []) => fault.clone(),
+        (faults, []) => format!("{} faults:{}", faults.len(), lines(faults)),
+        (faults, nodes) => format!("{} fault(s):{}\n{}", faults.len(), lines(faults), list(nodes)),
+    }
 }
 
 /// Shorthand.

@@ -5,19 +5,23 @@
 //! it panic. `into_decluttered` is where we stop: `into_optimized` replaces operations by kernels.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Component, Path};
+use std::path::Path;
+use std::sync::Once;
 
-use tract_onnx::pb::{GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use tract_onnx::pb::{ModelProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModelExt, TractResult, TypedModel};
 use tract_onnx::tract_core::internal::bail;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use super::ImportOptions;
-use super::error::{ImportError, Result, UnsupportedNode};
+use super::budget::{self, Excess};
+use super::error::{ImportError, Result};
 use super::names::Names;
 use super::repair::repair;
+use super::screen::screen;
 
 /// A dimension of an input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,67 +90,31 @@ pub(super) struct Loaded {
     pub(super) names: Names,
 }
 
-/// Reads and checks the protobuf.
+/// A protobuf message has at most 2 GiB.
+const MOST_BYTES: u64 = 1 << 31;
+
+/// Reads the protobuf, if the file is one with a graph.
 pub(super) fn read_proto(path: &Path) -> Result<ModelProto> {
-    let bytes = std::fs::read(path).map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let io = |source| ImportError::Io { path: path.to_owned(), source };
     let refuse = |reason: String| ImportError::NotOnnx { path: path.to_owned(), reason };
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() || metadata.len() > MOST_BYTES {
+        return Err(refuse("it is no file, or larger than the 2 GiB that an ONNX file may have".into()));
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
     if bytes.is_empty() {
         return Err(refuse("the file is empty".into()));
     }
     let proto = tract_onnx::onnx()
         .proto_model_for_read(&mut bytes.as_slice())
         .map_err(|error| refuse(format!("it is truncated, or no ONNX file ({})", error.root_cause())))?;
-    check_proto(path, &proto)?;
-    Ok(proto)
-}
-
-fn check_proto(path: &Path, proto: &ModelProto) -> Result<()> {
-    let refuse = |reason: String| ImportError::NotOnnx { path: path.to_owned(), reason };
-    let graph = proto
-        .graph
-        .as_ref()
-        .ok_or_else(|| refuse("it holds no graph; export the model with torch.onnx.export or optimum".into()))?;
+    let graph = proto.graph.as_ref();
+    let graph =
+        graph.ok_or_else(|| refuse("it holds no graph; export the model with torch.onnx.export or optimum".into()))?;
     if graph.output.is_empty() {
         return Err(refuse("its graph has no outputs".into()));
     }
-    let produced = produced_names(graph);
-    if let Some(missing) = graph.output.iter().find(|o| !produced.contains(o.name.as_str())) {
-        return Err(refuse(format!("nothing computes its output `{}`", missing.name)));
-    }
-    for tensor in &graph.initializer {
-        check_external(path, tensor)?;
-    }
-    Ok(())
-}
-
-/// Names of all tensors that the graph can refer to.
-fn produced_names(graph: &GraphProto) -> BTreeSet<&str> {
-    let inputs = graph.input.iter().map(|i| i.name.as_str());
-    let constants = graph.initializer.iter().map(|i| i.name.as_str());
-    let computed = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
-    inputs.chain(constants).chain(computed).collect()
-}
-
-/// External data must exist inside the model's folder.
-fn check_external(path: &Path, tensor: &TensorProto) -> Result<()> {
-    let Some(entry) = tensor.external_data.iter().find(|e| e.key == "location") else {
-        return Ok(());
-    };
-    let fail = |reason: &str| ImportError::ExternalData {
-        path: path.to_owned(),
-        tensor: tensor.name.clone(),
-        location: entry.value.clone(),
-        reason: reason.to_owned(),
-    };
-    let location = Path::new(&entry.value);
-    if location.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(fail("lies outside the model's folder; save the model again with its weights inside"));
-    }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    if !folder.join(location).is_file() {
-        return Err(fail("is missing; copy it next to the model, or save the model as a single file"));
-    }
-    Ok(())
+    Ok(proto)
 }
 
 /// The inputs of the model, initialisers excepted.
@@ -242,8 +210,16 @@ fn concrete_shape(input: &InputInfo, given: Option<&Vec<usize>>) -> Result<Vec<u
             Dim::Symbol(_) => 1,
         })
     };
+    let too_large = || "a tensor may have at most 2^26 elements".to_owned();
     let Some(given) = given else {
-        return Ok(own().collect());
+        let own: Vec<usize> = own().collect();
+        let fits = budget::elements(&own).is_some();
+        let reason = format!("the model declares it so, but {}", too_large());
+        return if fits {
+            Ok(own)
+        } else {
+            Err(ImportError::BadShape { input: input.name.clone(), given: own, reason })
+        };
     };
     let unranked = input.dims == [Dim::Symbol("?".into())];
     let fits = given.len() == input.dims.len()
@@ -255,39 +231,22 @@ fn concrete_shape(input: &InputInfo, given: Option<&Vec<usize>>) -> Result<Vec<u
     if given.contains(&0) {
         return Err(bad("no dimension may be 0".into()));
     }
+    if budget::elements(given).is_none() {
+        return Err(bad(too_large()));
+    }
     if !unranked && !fits {
         return Err(bad(format!("the model declares {}", input.describe())));
     }
     Ok(given.clone())
 }
 
-/// Operators that tract does not know, all of them.
-fn unknown_operators(graph: &GraphProto) -> Vec<UnsupportedNode> {
-    let known = tract_onnx::onnx().op_register.0;
-    graph
-        .node
-        .iter()
-        .filter(|n| !known.contains_key(&n.op_type))
-        .map(|n| UnsupportedNode {
-            node: if n.name.is_empty() { n.output.first().cloned().unwrap_or_default() } else { n.name.clone() },
-            op: if n.domain.is_empty() { n.op_type.clone() } else { format!("{}.{}", n.domain, n.op_type) },
-            shapes: Vec::new(),
-            why: "the frontend does not know this operator".into(),
-            help: "export the model with standard ONNX operators (opset 14 to 20)".into(),
-        })
-        .collect()
-}
-
 /// Loads the model with concrete shapes.
 pub(super) fn load(path: &Path, options: &ImportOptions) -> Result<Loaded> {
     let proto = read_proto(path)?;
+    screen(path, &proto)?;
     let inputs = proto_inputs(&proto);
     let shapes = concrete_shapes(&inputs, options)?;
     let graph = proto.graph.as_ref();
-    let unknown = graph.map(unknown_operators).unwrap_or_default();
-    if !unknown.is_empty() {
-        return Err(ImportError::Unsupported(unknown));
-    }
     let outputs = graph.map(|g| g.output.iter().map(|o| o.name.clone()).collect()).unwrap_or_default();
     let folder = path.parent().and_then(Path::to_str);
     let model = guard(path, || declutter(&proto, folder, &shapes))?;
@@ -310,18 +269,57 @@ fn declutter(proto: &ModelProto, folder: Option<&str>, shapes: &[Vec<usize>]) ->
         };
         model.set_input_fact(i, fact)?;
     }
+    budget::infer(&mut model)?;
     let mut model = model.into_typed()?;
     repair(&mut model)?;
-    model.into_decluttered()
+    let model = model.into_decluttered()?;
+    budget::check(&model)?;
+    Ok(model)
+}
+
+thread_local! {
+    /// Whether panics of this thread are caught, and need no message.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Panics that are caught print nothing.
+fn silence_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                usual(info);
+            }
+        }));
+    });
 }
 
 /// Runs tract code on a file that may be hostile: its errors and, as a last resort, its panics become
 /// errors of ours.
 pub(super) fn guard<T>(path: &Path, work: impl FnOnce() -> TractResult<T>) -> Result<T> {
+    silence_guarded_panics();
     let fail = |reason: String| ImportError::Analysis { path: path.to_owned(), reason };
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| fail(format!("{error:#}"))),
-        Err(panic) => Err(fail(format!("the frontend gave up: {}", panic_message(&*panic)))),
+    let nested = GUARDED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(nested);
+    match result {
+        Ok(result) => result.map_err(|error| match error.downcast_ref::<Excess>() {
+            Some(excess) => {
+                ImportError::Faulty { path: path.to_owned(), faults: vec![excess.to_string()], unsupported: Vec::new() }
+            }
+            None => fail(shortened(format!("{error:#}"))),
+        }),
+        Err(panic) => Err(fail(format!("the frontend gave up: {}", shortened(panic_message(&*panic))))),
+    }
+}
+
+/// tract may quote whole tensors.
+fn shortened(text: String) -> String {
+    const MOST: usize = 600;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 

@@ -3,8 +3,10 @@
 //! Truth is 1 and falsehood 0. On whole numbers a comparison is exact with [`UnaryFn::Clamp`]: a < b is
 //! clamp(b − a, 0, 1). On other numbers it is not continuous, and refused.
 
-use ndarray::Zip;
-use thex_circuit::clear::{ClearOp, Tensor, UnaryChain, UnaryFn};
+use std::collections::BTreeSet;
+
+use ndarray::{IxDyn, Zip};
+use thex_circuit::clear::{ClearOp, Reduction, Tensor, UnaryChain, UnaryFn, infer_shape};
 use thex_ir::{NodeId, Op};
 use tract_onnx::prelude::DatumType;
 use tract_onnx::tract_core::ops::cast::Cast;
@@ -15,8 +17,8 @@ const UNIT: UnaryFn = UnaryFn::Clamp { lo: 0.0, hi: 1.0 };
 
 const HELP: &str = "give masks as inputs of whole numbers, or freeze them as constants before exporting";
 
-/// Longest derivation of a mask that is followed.
-const MAX_STEPS: usize = 64;
+/// Most nodes that are looked at to see whether a tensor holds whole numbers.
+const MAX_STEPS: usize = 256;
 
 /// Whether the element type holds whole numbers only.
 pub(super) fn is_whole(dtype: DatumType) -> bool {
@@ -26,27 +28,41 @@ pub(super) fn is_whole(dtype: DatumType) -> bool {
 /// Whether operand `i` holds whole numbers only, by its type or by how it is computed (exports make masks in
 /// floating point).
 fn holds_whole(cx: &Cx<'_>, i: usize) -> bool {
-    let (mut stack, mut steps) = (vec![cx.operands[i].id], 0);
+    let (mut stack, mut seen) = (vec![cx.operands[i].id], BTreeSet::new());
     if is_whole(cx.operands[i].dtype) {
         return true;
     }
     while let Some(id) = stack.pop() {
-        steps += 1;
+        if !seen.insert(id) {
+            continue;
+        }
         let whole = match &cx.graph.node(id).op {
             Op::Input => cx.whole_inputs.contains(&id),
             Op::Constant(value) => value.iter().all(|v| v.fract() == 0.0),
-            Op::Clear(ClearOp::Unary { chain }) => *chain == UNIT.into(),
-            Op::Clear(op) => op.is_data_movement() || matches!(op, ClearOp::Add | ClearOp::Mul),
+            Op::Clear(op) => keeps_whole(op),
             Op::He(_) => false,
         };
-        if !whole || steps > MAX_STEPS {
+        if !whole || seen.len() > MAX_STEPS {
             return false;
         }
-        if !matches!(cx.graph.clear_op(id), Some(ClearOp::Unary { .. })) {
-            stack.extend(cx.graph.operands(id));
-        }
+        stack.extend(cx.graph.operands(id));
     }
     true
+}
+
+/// Whether whole operands give a whole result.
+fn keeps_whole(op: &ClearOp) -> bool {
+    let function = |f: &UnaryFn| match f {
+        UnaryFn::Abs | UnaryFn::Relu => true,
+        UnaryFn::Clamp { lo, hi } => lo.fract() == 0.0 && hi.fract() == 0.0,
+        _ => false,
+    };
+    match op {
+        ClearOp::Unary { chain } => chain.0.iter().all(function),
+        ClearOp::Reduce { reduction, .. } => *reduction != Reduction::Mean,
+        ClearOp::Add | ClearOp::Mul | ClearOp::Linear | ClearOp::MatMul | ClearOp::Gather { .. } => true,
+        op => op.is_data_movement(),
+    }
 }
 
 /// A cast keeps the value, unless it would have to round.
@@ -89,10 +105,10 @@ pub(super) fn binary(cx: &mut Cx<'_>, name: &str) -> Step<NodeId> {
         return unsupported(format!("{name} of real numbers has no continuous form"), HELP);
     }
     let (negate, (a, b)) = match name {
-        "CompLT" => (false, (b, a)),
-        "CompGT" => (false, (a, b)),
-        "CompLTE" => (true, (a, b)),
-        "CompGTE" => (true, (b, a)),
+        "LT" => (false, (b, a)),
+        "GT" => (false, (a, b)),
+        "LTE" => (true, (a, b)),
+        "GTE" => (true, (b, a)),
         _ => return connective(cx, name, a, b),
     };
     let difference = difference(cx, a, b)?;
@@ -107,11 +123,11 @@ fn connective(cx: &mut Cx<'_>, name: &str, a: NodeId, b: NodeId) -> Step<NodeId>
             let sum = cx.apply("sum", ClearOp::Add, &[a, b])?;
             cx.unary(sum, UNIT)
         }
-        "CompNE" | "Xor" => {
+        "NE" | "Xor" => {
             let difference = difference(cx, a, b)?;
             is_not_zero(cx, difference)
         }
-        "CompEq" => {
+        "Eq" => {
             let difference = difference(cx, a, b)?;
             let differs = is_not_zero(cx, difference)?;
             not(cx, differs)
@@ -136,8 +152,8 @@ pub(super) fn unary(cx: &mut Cx<'_>, name: &str) -> Step<NodeId> {
     }
 }
 
-/// Operands: condition, then, else. A constant condition chooses here; another is a factor c of
-/// else + c·(then − else).
+/// Operands: condition, then, else. A constant condition chooses here; another is a factor c of c·then + (1 − c)·else.
+/// (One product less, else + c·(then − else), would lose `then` beside the −10³⁸ that exports mask with.)
 pub(super) fn choose(cx: &mut Cx<'_>) -> Step<NodeId> {
     let (condition, then, other) = (cx.operands[0].id, cx.operands[1].id, cx.operands[2].id);
     match cx.uniform(0) {
@@ -145,14 +161,35 @@ pub(super) fn choose(cx: &mut Cx<'_>) -> Step<NodeId> {
         Some(_) => return spread(cx, other),
         None => {}
     }
-    if let (Some(c), Some(t), Some(e)) = (constant(cx, 0), constant(cx, 1), constant(cx, 2))
-        && let Some(value) = select(&c, &t, &e)
+    let values = (constant(cx, 0), constant(cx, 1), constant(cx, 2));
+    if let (Some(c), Some(t), Some(e)) = &values
+        && let Some(value) = select(c, t, e)
     {
         return Ok(cx.constant("", value));
     }
-    let difference = difference(cx, then, other)?;
-    let chosen = cx.apply("chosen", ClearOp::Mul, &[condition, difference])?;
-    cx.apply("", ClearOp::Add, &[chosen, other])
+    if let (Some(c), None, Some(e)) = &values
+        && let Some(mask) = additive_mask(c, e)
+    {
+        let mask = cx.constant("mask", mask);
+        return cx.apply("", ClearOp::Add, &[then, mask]);
+    }
+    let inverse = not(cx, condition)?;
+    let (then, other) = (product(cx, condition, then)?, product(cx, inverse, other)?);
+    cx.apply("", ClearOp::Add, &[then, other])
+}
+
+/// Below this, what is added to it is lost in rounding, so that adding and replacing are the same.
+const SWALLOWS: f64 = -1e30;
+
+/// 0 where the condition holds and the alternative elsewhere, when that swallows what it is added to.
+fn additive_mask(condition: &Tensor, other: &Tensor) -> Option<Tensor> {
+    let mask = select(condition, &Tensor::zeros(IxDyn(&[1])), other)?;
+    let swallows = |v: &f64| *v <= SWALLOWS || v.abs() < f64::MIN_POSITIVE;
+    (mask.iter().all(swallows) && other.iter().all(|v| *v <= SWALLOWS)).then_some(mask)
+}
+
+fn product(cx: &mut Cx<'_>, a: NodeId, b: NodeId) -> Step<NodeId> {
+    cx.apply("chosen", ClearOp::Mul, &[a, b])
 }
 
 fn constant(cx: &Cx<'_>, i: usize) -> Option<Tensor> {
@@ -166,7 +203,13 @@ fn spread(cx: &mut Cx<'_>, x: NodeId) -> Step<NodeId> {
 }
 
 fn select(condition: &Tensor, then: &Tensor, other: &Tensor) -> Option<Tensor> {
-    let shape = (condition * then * other).raw_dim();
+    let shape = broadcast_shape(&[condition.shape(), then.shape(), other.shape()])?;
     let (c, t, e) = (condition.broadcast(shape.clone())?, then.broadcast(shape.clone())?, other.broadcast(shape)?);
     Some(Zip::from(&c).and(&t).and(&e).map_collect(|c, t, e| if *c == 0.0 { *e } else { *t }))
+}
+
+/// The shape that all broadcast to.
+fn broadcast_shape(shapes: &[&[usize]]) -> Option<IxDyn> {
+    let add = |a: Vec<usize>, b: &[usize]| infer_shape(&ClearOp::Add, &[&a, b]).ok();
+    shapes.iter().try_fold(Vec::new(), |a, b| add(a, b)).map(|shape| IxDyn(&shape))
 }

@@ -1,9 +1,9 @@
 //! Operators that move elements, and constants.
 
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn};
 use thex_circuit::clear::{ClearOp, Tensor};
 use thex_ir::NodeId;
-use tract_onnx::tract_core::ops::array::{Gather, Slice, TypedConcat};
+use tract_onnx::tract_core::ops::array::{Gather, GatherElements, Slice, TypedConcat};
 use tract_onnx::tract_core::ops::change_axes::AxisOp;
 
 use super::translate::{Cx, Refusal, Step, unsupported, with_batch};
@@ -95,6 +95,28 @@ pub(super) fn gather(cx: &mut Cx<'_>, op: &Gather) -> Step<NodeId> {
     }
     let (table, indices) = (cx.plain(0)?, cx.operands[1].id);
     cx.apply("", ClearOp::Gather { axis: 0 }, &[table, indices])
+}
+
+/// Elements of a constant table at indices that depend on inputs, when all rows of the table are equal: a look-up in one row.
+/// (Exports pick the rows of a buffer of zeros so, as types of tokens.)
+pub(super) fn gather_elements(cx: &mut Cx<'_>, op: &GatherElements) -> Step<NodeId> {
+    let Some(table) = cx.value(0) else {
+        return unsupported("its table depends on inputs", "only constant tables can be compiled");
+    };
+    if let Some(value) = cx.uniform(0) {
+        let shape = with_batch(&cx.output);
+        return Ok(cx.constant("", ArrayD::from_elem(IxDyn(&shape), value)));
+    }
+    let lanes: Vec<Vec<f64>> = table.lanes(Axis(op.axis)).into_iter().map(|lane| lane.to_vec()).collect();
+    match lanes.split_first() {
+        Some((row, others)) if others.iter().all(|other| other == row) => {
+            let row = ArrayD::from_shape_vec(IxDyn(&[row.len()]), row.clone());
+            let row = row.map_err(|e| Refusal::Internal(e.to_string()))?;
+            let (row, indices) = (cx.constant("row", row), cx.operands[1].id);
+            cx.apply("", ClearOp::Gather { axis: 0 }, &[row, indices])
+        }
+        _ => unsupported("the rows of its table differ", "use Gather, which looks up whole rows"),
+    }
 }
 
 /// Constant indices: a slice when they are consecutive, else a concatenation of slices.

@@ -15,7 +15,7 @@ use thex_circuit::CircuitError;
 use thex_circuit::clear::{ClearOp, Tensor, UnaryFn};
 use thex_ir::{Facts, Graph, Node, NodeId, Op};
 use tract_onnx::prelude::{DatumType, TypedModel, TypedNode};
-use tract_onnx::tract_core::ops::array::{Gather, MultiBroadcastTo, Slice, TypedConcat};
+use tract_onnx::tract_core::ops::array::{CumSum, Gather, GatherElements, MultiBroadcastTo, Slice, TypedConcat};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::change_axes::AxisOp;
@@ -369,6 +369,10 @@ fn dispatch_structured(cx: &mut Cx<'_>, node: &TypedNode) -> Step<NodeId> {
         shape::broadcast(cx)
     } else if let Some(op) = node.op_as::<Gather>() {
         shape::gather(cx, op)
+    } else if let Some(op) = node.op_as::<GatherElements>() {
+        shape::gather_elements(cx, op)
+    } else if let Some(op) = node.op_as::<CumSum>() {
+        norm::cumulative_sum(cx, op)
     } else if let Some(op) = node.op_as::<Reduce>() {
         norm::reduce(cx, op)
     } else if let Some(op) = node.op_as::<RmsNorm>() {
@@ -379,6 +383,11 @@ fn dispatch_structured(cx: &mut Cx<'_>, node: &TypedNode) -> Step<NodeId> {
         conv::translate(cx, op)
     } else if let Some(op) = node.op_as::<Sdpa>() {
         attention::translate(cx, op)
+    } else if node.op.name() == "IfThenElse" {
+        unsupported(
+            "its condition depends on an input, and a circuit takes no branches",
+            "compute both branches, and choose by a product with a mask",
+        )
     } else {
         unsupported(
             "thex has no translation for this operator",

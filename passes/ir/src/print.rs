@@ -41,6 +41,12 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash(pub u64);
 
+impl std::fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A large array of a graph.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pooled {
@@ -63,6 +69,18 @@ impl ConstantPool {
     #[must_use]
     pub fn get(&self, hash: ContentHash) -> Option<&Pooled> {
         self.0.get(&hash)
+    }
+
+    /// Adds a tensor under the hash of its content.
+    pub fn insert(&mut self, tensor: Arc<Tensor>) -> ContentHash {
+        let hash = tensor_hash(&tensor);
+        self.0.insert(hash, Pooled::Tensor(tensor));
+        hash
+    }
+
+    /// All arrays, by hash.
+    pub fn iter(&self) -> impl Iterator<Item = (ContentHash, &Pooled)> {
+        self.0.iter().map(|(hash, array)| (*hash, array))
     }
 
     /// Number of arrays.
@@ -206,6 +224,13 @@ fn hash(kind: &str, chunks: impl Iterator<Item = [u8; 8]>) -> ContentHash {
     ContentHash(digest.iter().take(8).fold(0, |h, byte| (h << 8) | u64::from(*byte)))
 }
 
+fn tensor_hash(value: &Tensor) -> ContentHash {
+    let rank = [(value.ndim() as u64).to_le_bytes()];
+    let dims = value.shape().iter().map(|d| (*d as u64).to_le_bytes());
+    let content = rank.into_iter().chain(dims).chain(value.iter().map(|v| v.to_bits().to_le_bytes()));
+    hash("tensor", content)
+}
+
 struct Printer<'a> {
     graph: &'a Graph,
     out: String,
@@ -264,10 +289,7 @@ impl Printer<'_> {
         let shown = if value.len() <= INLINE {
             list(value.iter(), |v| format!("{v:?}"))
         } else {
-            let rank = [(value.ndim() as u64).to_le_bytes()];
-            let dims = value.shape().iter().map(|d| (*d as u64).to_le_bytes());
-            let content = rank.into_iter().chain(dims).chain(value.iter().map(|v| v.to_bits().to_le_bytes()));
-            self.pooled(hash("tensor", content), || Pooled::Tensor(value.clone()))
+            self.pooled(tensor_hash(value), || Pooled::Tensor(value.clone()))
         };
         let mut attributes = vec![("value", shown)];
         if value.shape() != shape {
@@ -336,7 +358,7 @@ impl Printer<'_> {
         if let Some(pool) = &mut self.pool {
             pool.0.entry(hash).or_insert_with(array);
         }
-        format!("#{:016x}", hash.0)
+        format!("#{hash}")
     }
 }
 

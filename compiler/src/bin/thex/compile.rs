@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use thex::error::Result;
+use thex::export;
 use thex::pipeline::{Compiled, compile, rewrite, with_suffix};
 use thex::report::{self, data};
 use thex_circuit::file::write_atomic;
@@ -12,8 +13,8 @@ use crate::interface::InterfaceArgs;
 use crate::model::ModelArgs;
 use crate::print_out;
 
-/// Compile an ONNX transformer. Writes OUT.circuit (for the server), OUT.client (for the client), and OUT.report.json
-/// (for `thex report`; not needed to run).
+/// Compile an ONNX transformer. Writes OUT.circuit (for the server), OUT.client (for the client), and two files that
+/// neither needs: OUT.report.json (for `thex report`) and OUT.graph (for `thex export`).
 #[derive(clap::Args)]
 pub(crate) struct CompileArgs {
     /// The model.
@@ -39,7 +40,7 @@ pub(crate) struct CompileArgs {
 }
 
 pub(crate) fn run(args: &CompileArgs) -> Result<()> {
-    let paths = [".circuit", ".client", data::SUFFIX].map(|suffix| with_suffix(&args.output, suffix));
+    let paths = [".circuit", ".client", data::SUFFIX, export::SUFFIX].map(|suffix| with_suffix(&args.output, suffix));
     paths.iter().try_for_each(|path| check_writable(path))?;
     let mut options = args.rewriting.options(&args.model, &args.calibration, args.dump_ir.clone())?;
     options.interface = args.interface.options();
@@ -51,18 +52,21 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     let compiled = compile(&options)?;
     let side = data::collect(&compiled).to_bytes()?;
     let emitted = &compiled.emitted;
-    for (path, bytes) in paths.iter().zip([&emitted.circuit_bytes, &emitted.bundle_bytes, &side]) {
+    for (path, bytes) in paths.iter().zip([&emitted.circuit_bytes, &emitted.bundle_bytes, &side, &compiled.graph_bytes])
+    {
         write_atomic(path, bytes, false)?;
     }
     show(&compiled)?;
     let size = |bytes: &[u8]| format!("{:.1} MB", bytes.len() as f64 / 1e6);
     print_out(&format!(
-        "\nwrote {} ({}) for the server, {} ({}) for the client, {} for `thex report`\n",
+        "\nwrote {} ({}) for the server, {} ({}) for the client, {} for `thex report`, {} ({}) for `thex export`\n",
         paths[0].display(),
         size(&emitted.circuit_bytes),
         paths[1].display(),
         size(&emitted.bundle_bytes),
         paths[2].display(),
+        paths[3].display(),
+        size(&compiled.graph_bytes),
     ))
 }
 

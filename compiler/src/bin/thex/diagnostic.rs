@@ -52,6 +52,11 @@ mod tests {
         vec![
             ImportError::Io { path: path(), source: denied() },
             ImportError::NotOnnx { path: path(), reason: "it is no protobuf".into() },
+            ImportError::Faulty {
+                path: path(),
+                faults: vec!["nodes a and b form a cycle".into()],
+                unsupported: Vec::new(),
+            },
             ImportError::ExternalData {
                 path: path(),
                 tensor: "encoder.weight".into(),

@@ -19,6 +19,7 @@ use report::ReportArgs;
 mod compile;
 mod diagnostic;
 mod explain;
+mod export;
 mod inspect;
 mod interface;
 mod model;
@@ -56,6 +57,7 @@ enum Command {
     Run(RunArgs),
     Decrypt(DecryptArgs),
     Evaluate(EvaluateArgs),
+    Export(export::ExportArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
     Demo(DemoArgs),
@@ -103,7 +105,7 @@ struct DemoArgs {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
-        0 => "warn",
+        0 => "warn,tract=error",
         1 => "info,tract=warn",
         _ => "debug,tract=warn",
     };
@@ -126,6 +128,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Run(args) => Ok(commands::run(args)?),
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
         Command::Evaluate(args) => run_evaluate(args),
+        Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Demo(args) => demo(&DemoOptions {

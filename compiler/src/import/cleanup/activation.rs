@@ -6,14 +6,21 @@
 
 use std::collections::BTreeMap;
 
-use thex_circuit::clear::{ClearOp, UnaryFn};
+use thex_circuit::clear::{ClearOp, UnaryChain, UnaryFn};
 use thex_ir::{Graph, NodeId};
 
 use super::super::error::Result;
 use super::{add, inherit, replace, uniform};
 
-/// What is recognised.
-const KNOWN: [UnaryFn; 3] = [UnaryFn::Gelu, UnaryFn::GeluTanh, UnaryFn::Silu];
+/// Factor in the sigmoid of the quick GELU (CLIP's).
+const QUICK: f64 = 1.702;
+
+/// What is recognised. The quick GELU x·σ(1.702x) is a SiLU between scalings.
+fn known() -> [UnaryChain; 4] {
+    let scale = |scale: f64| UnaryFn::Affine { scale, shift: 0.0 };
+    let quick = UnaryChain(vec![scale(QUICK), UnaryFn::Silu, scale(1.0 / QUICK)]);
+    [UnaryFn::Gelu.into(), UnaryFn::GeluTanh.into(), UnaryFn::Silu.into(), quick]
+}
 
 /// Largest difference on the grid; exports carry constants in single precision.
 const TOLERANCE: f64 = 1e-6;
@@ -23,16 +30,15 @@ const MAX_NODES: usize = 16;
 
 /// Recognises activations.
 pub(super) fn run(graph: &mut Graph) -> Result<bool> {
-    let mut changed = false;
+    let (mut changed, known) = (false, known());
     for id in graph.topological() {
         if !matches!(graph.clear_op(id), Some(ClearOp::Mul)) || !graph.contains(id) {
             continue;
         }
         let region = region(graph, id);
-        let known =
-            region.iter().find_map(|x| KNOWN.into_iter().find(|f| is_function(graph, id, *x, *f)).map(|f| (*x, f)));
-        if let Some((x, function)) = known {
-            let y = add(graph, id, ClearOp::Unary { chain: function.into() }, &[x])?;
+        let found = |x: &NodeId| known.iter().find(|f| is_function(graph, id, *x, f)).map(|f| (*x, f.clone()));
+        if let Some((x, chain)) = region.iter().find_map(found) {
+            let y = add(graph, id, ClearOp::Unary { chain }, &[x])?;
             region.iter().filter(|node| **node > x).for_each(|node| inherit(graph, y, *node));
             replace(graph, id, y);
             changed = true;
@@ -66,7 +72,7 @@ fn region(graph: &Graph, id: NodeId) -> Vec<NodeId> {
     found
 }
 
-fn is_function(graph: &Graph, y: NodeId, x: NodeId, function: UnaryFn) -> bool {
+fn is_function(graph: &Graph, y: NodeId, x: NodeId, function: &UnaryChain) -> bool {
     let points = (-60..=60).map(|i| f64::from(i) / 10.0);
     points.into_iter().all(|point| {
         let value = value_at(graph, y, x, point, &mut BTreeMap::new());

@@ -12,7 +12,8 @@ pub(super) fn run(graph: &mut Graph) -> Result<bool> {
     let mut changed = false;
     for id in graph.topological() {
         let Some(moved) = graph.operands(id).first().copied() else { continue };
-        if !is_pointwise(graph, id) || !has_one_use(graph, moved) {
+        let same_shape = graph.node(id).shape == graph.node(moved).shape;
+        if !is_pointwise(graph, id) || !same_shape || !has_one_use(graph, moved) {
             continue;
         }
         let Some(movement @ (ClearOp::Reshape { .. } | ClearOp::Transpose { .. })) = graph.clear_op(moved).cloned()
