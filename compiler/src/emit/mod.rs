@@ -215,13 +215,17 @@ impl Emitter<'_> {
         let HeOp::Pbs { chain } = op else { return Err(missing(self.graph, id, "function")) };
         let keyswitch = self.graph.operands(id)[0];
         let arguments = self.arguments(keyswitch)?;
+        let results = self.graph.node(id).facts.ranges.as_ref().ok_or_else(|| missing(self.graph, id, "ranges"))?;
         let mut tables = TableSet::default();
         let table_of = arguments
             .iter()
             .zip(encodings(self.graph, id)?)
-            .map(|((argument, range), output)| {
-                let key = [argument.scale, argument.offset, range.0, range.1, output.scale, output.offset];
-                tables.get(&key, || lookup_table(chain, argument, *range, output, &self.parameters))
+            .enumerate()
+            .map(|(i, ((argument, range), output))| {
+                let result = results.of(i);
+                let (a, o) = (argument, output);
+                let key = [a.scale, a.offset, range.0, range.1, o.scale, o.offset, result.0, result.1];
+                tables.get(&key, || lookup_table(chain, argument, *range, (output, result), &self.parameters))
             })
             .collect();
         let base = self.base[&keyswitch];

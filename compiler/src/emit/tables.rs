@@ -30,17 +30,18 @@ fn position_value(j: usize, argument: &Encoding, (lo, hi): (f64, f64), parameter
     (argument.offset + argument.scale * phase).clamp(lo, hi.max(lo))
 }
 
-/// N entries in units of 2^-32 of the torus.
+/// N entries in units of 2^-32 of the torus. Results are held inside their own calibrated range too: an exponential of an
+/// argument at the end of its widened range would carry what reads it out of its domain.
 pub(super) fn lookup_table(
     chain: &UnaryChain,
     argument: &Encoding,
     range: (f64, f64),
-    output: &Encoding,
+    (output, (least, most)): (&Encoding, (f64, f64)),
     parameters: &Parameters,
 ) -> Vec<i32> {
     (0..parameters.polynomial_size.0)
         .map(|j| {
-            let value = chain.apply(position_value(j, argument, range, parameters));
+            let value = chain.apply(position_value(j, argument, range, parameters)).clamp(least, most.max(least));
             let turns = (value - output.offset) / output.scale;
             (turns * 4_294_967_296.0).round() as i32
         })

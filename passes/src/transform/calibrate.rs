@@ -213,6 +213,9 @@ impl Calibrate {
     }
 }
 
+/// Part of the least argument of log, 1/x and 1/√x that is left as room for noise below it.
+const ROOM_BELOW: f64 = 0.2;
+
 fn widen(extent: &Extent, class: Vec<u32>, margin: f64, headroom: Option<f64>) -> Ranges {
     let (mut lo, mut hi, mut rms) = (Vec::new(), Vec::new(), Vec::new());
     for c in 0..extent.lo.len() {
@@ -224,7 +227,9 @@ fn widen(extent: &Extent, class: Vec<u32>, margin: f64, headroom: Option<f64>) -
         }
         let (low, high) = (extent.lo[c], extent.hi[c]);
         let slack = margin * (high - low);
-        lo.push(low - slack);
+        // Values that hardly vary (a variance after a norm) still carry the noise of what they are made of.
+        let room_below = if headroom.is_some() && low > 0.0 { low * (1.0 - ROOM_BELOW) } else { low };
+        lo.push((low - slack).min(room_below));
         hi.push(headroom.map_or(high + slack, |factor| (high * factor).max(high + slack)));
         rms.push((extent.square[c] / extent.count[c]).sqrt());
     }
