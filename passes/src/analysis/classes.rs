@@ -2,12 +2,14 @@
 //!
 //! A channel of a feature tensor is one class over all tokens, since a linear map gives each output
 //! channel its own class; a head's scores are one class. Classes follow elements through data movements.
+//! The first token is often a class token, whose residuals are many times larger than the others' (MiniLM's: one channel after the
+//! first feed-forward layer), so at the input of a layer norm, where precision matters most, it has classes of its own.
 //! A product's class is the pair of its operands' first classes along the contraction, so scores of a head share
 //! one class and context vectors keep the channel of the value.
 
 use std::collections::BTreeMap;
 
-use thex_ir::{ClearOp, Graph, NodeId, Op};
+use thex_ir::{ClearOp, Graph, NodeId, Op, UnaryFn};
 
 use super::demand::{broadcast_map, element_map};
 
@@ -23,12 +25,32 @@ pub fn classes(graph: &Graph) -> Classes {
         let count = node.shape.iter().product();
         let operands: Vec<NodeId> = graph.operands(id);
         let raw = match &node.op {
+            Op::Clear(op) if norm_input(graph, id) => {
+                first_apart(of_clear(graph, op, &node.shape, &operands, &classes), &node.shape)
+            }
             Op::Clear(op) => of_clear(graph, op, &node.shape, &operands, &classes),
             Op::Input | Op::Constant(_) | Op::He(_) => vec![0; count],
         };
         classes.insert(id, dense(&raw));
     }
     classes
+}
+
+/// Whether a layer norm squares and scales the node.
+fn norm_input(graph: &Graph, id: NodeId) -> bool {
+    let squares = |user: &NodeId| {
+        let square = UnaryFn::Power { exponent: 2 };
+        matches!(graph.clear_op(*user), Some(ClearOp::Unary { chain }) if chain.0 == [square])
+    };
+    let users: Vec<NodeId> = graph.users(id).into_iter().map(|(user, _)| user).collect();
+    graph.clear_op(id) == Some(&ClearOp::Linear) && users.iter().any(squares)
+}
+
+/// Classes in which the first token of `[.., tokens, channels]` shares none with the others.
+fn first_apart(classes: Vec<u64>, shape: &[usize]) -> Vec<u64> {
+    let (Some(&channels), Some(&tokens)) = (shape.last(), shape.iter().rev().nth(1)) else { return classes };
+    let first = |i: usize| tokens > 1 && (i / channels.max(1)).is_multiple_of(tokens);
+    classes.into_iter().enumerate().map(|(i, class)| if first(i) { class | 1 << 63 } else { class }).collect()
 }
 
 /// Renumbers classes 0.. in order of appearance.
