@@ -240,6 +240,10 @@ fn widen(extent: &Extent, class: Vec<u32>, margin: f64, headroom: Option<f64>) -
 /// huge weights, so a range is kept at least this fraction of the tensor's magnitude, and a sum's of its operands'.
 const LEAST_WIDTH: f64 = 1.0 / 4096.0;
 
+/// The same for each channel, of its own magnitude: what products and encrypted tables give is precise to 8 bits or so of that, and a
+/// channel that hardly varies (an outlier of a class token) must not be carried out of its range by it.
+const LEAST_RELATIVE_WIDTH: f64 = 1.0 / 16.0;
+
 fn keep_width(graph: &Graph, id: NodeId, ranges: &mut Ranges) {
     let sums = matches!(graph.clear_op(id), Some(ClearOp::Add | ClearOp::Linear | ClearOp::Reduce { .. }));
     let magnitude = |r: &Ranges| r.lo.iter().chain(&r.hi).map(|v| v.abs()).fold(0.0, f64::max);
@@ -248,7 +252,8 @@ fn keep_width(graph: &Graph, id: NodeId, ranges: &mut Ranges) {
     let largest = if sums { of_operands.fold(0.0, f64::max) } else { 0.0 };
     let least = largest.max(magnitude(ranges)) * LEAST_WIDTH;
     for (lo, hi) in ranges.lo.iter_mut().zip(&mut ranges.hi) {
-        let lack = (least - (*hi - *lo)).max(0.0);
+        let own = lo.abs().max(hi.abs()) * LEAST_RELATIVE_WIDTH;
+        let lack = (least.max(own) - (*hi - *lo)).max(0.0);
         *lo -= 0.5 * lack;
         *hi += 0.5 * lack;
     }
