@@ -41,6 +41,9 @@ pub const LEAST_SHARE: f64 = 0.01;
 /// Nodes that are named as the most harmful ones.
 pub const MOST_HARMFUL: usize = 5;
 
+/// Errors of this many bits are those of floating-point numbers, not the circuit's.
+const EXACT_BITS: f64 = 44.0;
+
 /// Calibration samples that means are taken over; at most 48 serve `insert-rescale` too.
 const MEAN_SAMPLES: usize = 48;
 
@@ -165,9 +168,10 @@ fn means(
     Ok(means)
 }
 
-/// Bits of a range above a mean squared relative error.
+/// Bits of a range above a mean squared relative error; none for what is rounding of floating-point numbers.
 fn bits(mean_square: f64) -> Option<f64> {
-    (mean_square > 0.0 && mean_square.is_finite()).then(|| -0.5 * mean_square.log2())
+    let bits = -0.5 * mean_square.log2();
+    (bits < EXACT_BITS).then_some(bits)
 }
 
 impl Tracer<'_> {

@@ -1,7 +1,7 @@
 //! The modelled local error of every node, given the operands that the circuit has.
 //!
 //! * An input: fresh noise. Clamping is not modelled.
-//! * A linear map: weights rounded to integers, each independently and uniformly, on what the operands differ from their calibrated mean (the
+//! * A linear map: weights rounded to integers, uniformly and independently but for equal columns, on what the operands differ from their calibrated mean (the
 //!   correction of the bias takes off the rest). Weights that are integers already are exact.
 //! * A look-up: the noise of keyswitch and modulus switch, and the width of a table position, through the function; and the
 //!   bootstrap's own noise. The argument is held inside its range first, so one outside its range departs from the model.
@@ -64,18 +64,21 @@ impl Model<'_> {
         let (encodings, operands) = (self.encodings(id)?, self.graph.operands(id));
         let flat: Vec<Vec<f64>> = operands.iter().map(|o| self.centred(*o, seen)).collect::<Option<_>>()?;
         let (m, k) = (map.outputs, map.operands);
-        let mut variances = vec![0.0; map.bias.len()];
+        let mut known: BTreeMap<u32, Columns> = BTreeMap::new();
+        let mut variances = Vec::with_capacity(map.bias.len());
         for (g, &set) in map.set.iter().enumerate() {
-            for (c, &address) in
-                map.gather[g * k..(g + 1) * k].iter().enumerate().filter(|(_, a)| **a != Address::ABSENT)
-            {
-                let scale = self.source(&operands, address)?.scale;
-                let turns = flat[address.port as usize][address.index as usize] / scale;
-                for r in 0..m {
-                    let (at, out) = ((set as usize * m + r) * k + c, encodings[g * m + r].scale);
-                    let exact = (map.weights[at] * scale / out - f64::from(integers[at])).abs() < EXACT;
-                    variances[g * m + r] += if exact { 0.0 } else { ROUNDING * (turns * out).powi(2) };
-                }
+            let gather = &map.gather[g * k..(g + 1) * k];
+            let scales = gather.iter().map(|a| self.source(&operands, *a).map_or(1.0, |e| e.scale)).collect::<Vec<_>>();
+            let columns = known.entry(set).or_insert_with(|| Columns::new(map, set as usize, gather, &scales));
+            let turns = columns.sums(gather, |c, a| flat[a.port as usize][a.index as usize] / scales[c]);
+            for r in 0..m {
+                let out = encodings.get(g * m + r)?.scale;
+                let rounded = |&c: &usize| {
+                    let at = (set as usize * m + r) * k + c;
+                    (map.weights[at] * scales[c] / out - f64::from(integers[at])).abs() >= EXACT
+                };
+                let inexact = columns.first.iter().zip(&turns).filter(|(c, _)| rounded(c));
+                variances.push(inexact.map(|(_, t)| ROUNDING * (t * out).powi(2)).sum());
             }
         }
         Some(variances)
@@ -136,6 +139,48 @@ impl Model<'_> {
             }
         }
         Some(variances)
+    }
+}
+
+/// Columns of a weight set in classes that are rounded alike, since weights, source and its scale are equal: the tokens that a mean
+/// is taken over.
+struct Columns {
+    /// Class of each column; none for absent operands.
+    class: Vec<Option<usize>>,
+    /// First column of each class.
+    first: Vec<usize>,
+}
+
+impl Columns {
+    fn new(map: &HeLinear, set: usize, gather: &[Address], scales: &[f64]) -> Self {
+        let (m, k) = (map.outputs, map.operands);
+        let mut known: BTreeMap<(u32, Vec<u64>), usize> = BTreeMap::new();
+        let mut columns = Self { class: Vec::with_capacity(k), first: Vec::new() };
+        for (c, address) in gather.iter().enumerate() {
+            if *address == Address::ABSENT {
+                columns.class.push(None);
+                continue;
+            }
+            let weights = (0..m).map(|r| map.weights[(set * m + r) * k + c]);
+            let bits: Vec<u64> = weights.chain([scales[c]]).map(f64::to_bits).collect();
+            let class = *known.entry((address.port, bits)).or_insert_with(|| {
+                columns.first.push(c);
+                columns.first.len() - 1
+            });
+            columns.class.push(Some(class));
+        }
+        columns
+    }
+
+    /// Sums of a group's operands over each class.
+    fn sums(&self, gather: &[Address], value: impl Fn(usize, Address) -> f64) -> Vec<f64> {
+        let mut sums = vec![0.0; self.first.len()];
+        for (c, (address, class)) in gather.iter().zip(&self.class).enumerate() {
+            if let Some(class) = class.filter(|_| *address != Address::ABSENT) {
+                sums[class] += value(c, *address);
+            }
+        }
+        sums
     }
 }
 
