@@ -91,7 +91,7 @@ pub struct Evaluation {
     /// Share of correct classes, where the data has labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
-    /// 95 % interval of the accuracy, by Wilson's score.
+    /// 95 % interval of the accuracy, by Wilson's score. Rows of one sample count as if they were independent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy_interval: Option<Interval>,
     /// Accuracy of the float model.
@@ -218,6 +218,9 @@ pub(crate) fn sample_seed(seed: u64, sample: usize) -> u64 {
 /// # Errors
 /// The file is none, lacks an input, or holds no sample.
 pub(crate) fn read_samples(bundle: &ClientBundle, work: &Workload) -> Result<Vec<Vec<Named>>> {
+    if work.limit == Some(0) {
+        return Err(CompileError::Usage("--limit must be at least 1".into()));
+    }
     let inputs = import::inputs(&work.model)?;
     let there = npz::names(&work.data)?;
     let absent: Vec<&FrozenInput> = bundle.interface.frozen.iter().filter(|f| !there.contains(&f.name)).collect();

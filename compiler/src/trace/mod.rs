@@ -26,7 +26,7 @@ use thex_ir::{Graph, HeOp, NodeId, Op, interpret};
 use thex_runtime::{Simulator, simulate};
 
 use crate::error::{CompileError, Result};
-use crate::evaluate::{Workload, noise_model, read_samples, sample_seed};
+use crate::evaluate::{Mode, Workload, noise_model, read_samples, sample_seed};
 use crate::pipeline::{CompileOptions, Compiled, compile};
 
 use predict::Model;
@@ -113,11 +113,13 @@ struct Tracer<'a> {
 /// # Errors
 /// The model cannot be compiled, the data do not fit it, or `work` asks for ciphertexts, in which nothing can be seen.
 pub fn trace(options: &CompileOptions, work: &Workload) -> Result<Trace> {
+    let blind = "a trace looks into the circuit: choose --mode clear or --mode simulate";
+    if work.mode == Mode::Encrypted {
+        return Err(CompileError::Usage(blind.into()));
+    }
     let compiled = compile(options)?;
     let Compiled { emitted, placed, .. } = &compiled;
-    let noise = noise_model(&emitted.circuit, work.mode).ok_or_else(|| {
-        CompileError::Usage("a trace looks into the circuit: choose --mode clear or --mode simulate".into())
-    })?;
+    let noise = noise_model(&emitted.circuit, work.mode).ok_or_else(|| CompileError::Usage(blind.into()))?;
     let calibration = Workload { data: options.calibration.clone(), limit: None, ..work.clone() };
     let means = means(placed, &emitted.bundle, &read_samples(&emitted.bundle, &calibration)?)?;
     let tracer = Tracer {

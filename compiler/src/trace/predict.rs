@@ -4,7 +4,8 @@
 //! * A linear map: weights rounded to integers, uniformly and independently but for equal columns, on what the operands differ from their calibrated mean (the
 //!   correction of the bias takes off the rest). Weights that are integers already are exact.
 //! * A look-up: the noise of keyswitch and modulus switch, and the width of a table position, through the function; and the
-//!   bootstrap's own noise. The argument is held inside its range first, so one outside its range departs from the model.
+//!   bootstrap's own noise. Argument and result are held inside their ranges, as the table holds them; what that changes is not modelled, so
+//!   values outside their ranges depart from the model.
 //! * A product: the same times the slot's value; rounding of the integer table times the slot; packing noise of all filled slots times the whole
 //!   table; the bootstrap.
 
@@ -20,6 +21,10 @@ const ROUNDING: f64 = 1.0 / 12.0;
 /// An integer weight nearer to the real one than this is exact.
 const EXACT: f64 = 1e-6;
 
+/// Gauss-Hermite quadrature of five points: those on one side in standard deviations, with their weights. The middle one adds nothing.
+const QUADRATURE: [(f64, f64); 2] =
+    [(1.355_626_179_974_266, 0.222_075_922_005_612_6), (2.856_970_013_872_806, 0.011_257_411_327_720_69)];
+
 /// What predictions need.
 pub(super) struct Model<'a> {
     pub(super) graph: &'a Graph,
@@ -30,9 +35,11 @@ pub(super) struct Model<'a> {
     pub(super) means: BTreeMap<NodeId, Vec<f64>>,
 }
 
-/// A look-up's argument: its node, and one element's encoding and range.
+/// One argument of a look-up.
 struct Argument {
+    /// Value of one turn of the torus.
     scale: f64,
+    /// What the table holds it inside.
     range: (f64, f64),
 }
 
@@ -96,20 +103,24 @@ impl Model<'_> {
         Some(Argument { scale: encoding.scale, range: node.facts.ranges.as_ref()?.of(element) })
     }
 
-    /// E (f(x + noise) - f(x))², by Gauss-Hermite quadrature of three points, which a line's variance satisfies exactly and which sees kinks.
+    /// E (f(x + noise) - f(x))², by Gauss-Hermite quadrature: sees kinks, and what the ends of the range hold back.
     fn through(&self, argument: &Argument, x: f64, f: impl Fn(f64) -> f64) -> f64 {
         let position = 1.0 / self.circuit.parameters.positions() as f64;
-        let step = argument.scale * (3.0 * (self.noise.argument() + ROUNDING * position * position)).sqrt();
+        let deviation = argument.scale * (self.noise.argument() + ROUNDING * position * position).sqrt();
         let (lo, hi) = (argument.range.0, argument.range.1.max(argument.range.0));
         let at = |x: f64| f(x.clamp(lo, hi));
         let middle = at(x);
-        ((at(x + step) - middle).powi(2) + (at(x - step) - middle).powi(2)) / 6.0
+        let square = |z: f64| (at(x + z * deviation) - middle).powi(2);
+        QUADRATURE.iter().map(|(z, weight)| weight * (square(*z) + square(-z))).sum()
     }
 
     fn look_up(&self, id: NodeId, chain: &UnaryChain, seen: &Values) -> Option<Vec<f64>> {
         let keyswitch = *self.graph.operands(id).first()?;
+        let results = self.graph.node(id).facts.ranges.as_ref()?;
         let one = |(i, (x, encoding)): (usize, (&f64, &Encoding))| {
-            let spread = self.through(&self.argument(keyswitch, i)?, *x, |x| chain.apply(x));
+            let (least, most) = results.of(i);
+            let table = |x: f64| chain.apply(x).clamp(least, most.max(least));
+            let spread = self.through(&self.argument(keyswitch, i)?, *x, table);
             Some(spread + self.noise.bootstrap * encoding.scale.powi(2))
         };
         seen.get(&keyswitch)?.iter().zip(self.encodings(id)?).enumerate().map(one).collect()

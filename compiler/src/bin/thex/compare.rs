@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use thex::compare::compare;
-use thex::error::{CompileError, Result};
+use thex::error::Result;
 use thex::evaluate::{Mode, Workload};
 
 use crate::model::{ModelArgs, ProfileArg};
@@ -39,9 +39,6 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    if args.limit == Some(0) {
-        return Err(CompileError::Usage("--limit must be at least 1".into()));
-    }
     let options = args.rewriting.options(&args.model, &args.calibration, None)?;
     let profiles: Vec<_> = args.profiles.iter().map(|&p| p.into()).collect();
     let work = Workload {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use thex::error::{CompileError, Result};
+use thex::error::Result;
 use thex::evaluate::{Mode, Workload};
 use thex::trace::trace;
 
@@ -44,14 +44,6 @@ pub(crate) struct TraceArgs {
 }
 
 pub(crate) fn run(args: &TraceArgs) -> Result<()> {
-    if args.limit == 0 {
-        return Err(CompileError::Usage("--limit must be at least 1".into()));
-    }
-    if args.mode == Mode::Encrypted {
-        return Err(CompileError::Usage(
-            "a trace looks into the circuit: choose --mode clear or --mode simulate".into(),
-        ));
-    }
     let options = args.rewriting.options(&args.model, &args.calibration, None)?;
     let work = Workload {
         model: args.model.clone(),
