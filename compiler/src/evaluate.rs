@@ -5,7 +5,7 @@
 //! the ONNX file.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -154,7 +154,7 @@ fn overflows(circuit: &Circuit, counts: &[u32], clamped: usize) -> BTreeMap<Stri
 ///
 /// # Errors
 /// A file is damaged, or they are of different compilations.
-pub fn load_pair(prefix: &std::path::Path) -> Result<(Circuit, ClientBundle)> {
+pub fn load_pair(prefix: &Path) -> Result<(Circuit, ClientBundle)> {
     let (circuit_path, bundle_path) = (with_suffix(prefix, ".circuit"), with_suffix(prefix, ".client"));
     let (circuit, digest) = Circuit::load(&circuit_path)?;
     let bundle = ClientBundle::load(&bundle_path)?;
@@ -182,11 +182,9 @@ pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
 /// # Errors
 /// As [`evaluate`].
 pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) -> Result<Evaluation> {
-    let frozen = bundle.interface.frozen.iter().map(|f| (f.name.clone(), f.shape.clone()));
-    let shapes = bundle.prologue.inputs.iter().cloned().chain(frozen).collect();
     let samples = read_samples(bundle, work)?;
     let labels = labels(&work.data, samples.len())?;
-    let reference = import::import(&work.model, &ImportOptions { shapes })?.reference;
+    let reference = reference(bundle, &work.model)?;
     let (outcomes, setup) = match noise_model(circuit, work.mode) {
         None => encrypted(circuit, bundle, &reference, &samples)?,
         Some(noise) => (simulated(circuit, bundle, &reference, &samples, noise, work.seed)?, 0.0),
@@ -197,6 +195,16 @@ pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) 
     evaluation.pbs_count = circuit.pbs_count();
     evaluation.predicted_rms_error = circuit.info.predicted_output_error;
     Ok(evaluation)
+}
+
+/// The float model at the shapes that the bundle was compiled for.
+///
+/// # Errors
+/// The file is no model, or not that one.
+pub(crate) fn reference(bundle: &ClientBundle, model: &Path) -> Result<Reference> {
+    let frozen = bundle.interface.frozen.iter().map(|f| (f.name.clone(), f.shape.clone()));
+    let shapes = bundle.prologue.inputs.iter().cloned().chain(frozen).collect();
+    Ok(import::import(model, &ImportOptions { shapes })?.reference)
 }
 
 /// The noise that a mode simulates; none is simulated where ciphertexts bring their own.
@@ -258,7 +266,7 @@ fn with_batch(bundle: &ClientBundle, sample: Vec<Named>) -> Vec<Named> {
         .collect()
 }
 
-fn labels(path: &std::path::Path, count: usize) -> Result<Option<Vec<usize>>> {
+fn labels(path: &Path, count: usize) -> Result<Option<Vec<usize>>> {
     let Ok(arrays) = npz::read(path, &["label"]) else { return Ok(None) };
     let Some((_, array)) = arrays.first() else { return Ok(None) };
     let labels: Vec<usize> = array.iter().take(count).map(|&v| v as usize).collect();

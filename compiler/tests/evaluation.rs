@@ -104,6 +104,16 @@ fn without_noise_less_is_lost() {
 }
 
 #[test]
+fn approximations_are_no_error_of_the_circuit() {
+    let error = |profile| {
+        let value = json(&on_digits("trace", &["--limit", "4", "--profile", profile, "--json"]));
+        number(&value, "approximation_rms_error")
+    };
+    assert!(error("exact") < 1e-4, "exact profiles compute the model's functions");
+    assert!(error("the-x") > 0.01);
+}
+
+#[test]
 fn values_outside_their_ranges_are_the_first_departure() {
     // Calibrated on three digits alone, ranges are too narrow for the others.
     let folder = tempfile::tempdir().unwrap();

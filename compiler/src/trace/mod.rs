@@ -6,8 +6,8 @@
 //! this node alone makes). The local error has a model, so that a node which departs from it is where to look; and it is put into the float
 //! values to see what it alone does to the outputs.
 //!
-//! Keyswitches and packs have no error of their own here: theirs shows at the look-up or product that reads them. What the float graph of the
-//! profile is off by (its approximations) is not seen, since the placed graph computes the approximated functions.
+//! Keyswitches and packs have no error of their own here: theirs shows at the look-up or product that reads them. The placed graph computes the
+//! profile's approximations, so what they do is no error of any node; it is measured apart, against the ONNX model.
 //!
 //! **Units.** Errors of a node are in bits of its calibrated range: -log2 of the root mean square of error ÷ width, over elements and
 //! samples; elements whose range has no width do not count. Effects are in the units of the outputs: root mean square over output
@@ -26,11 +26,11 @@ use thex_ir::{Graph, HeOp, NodeId, Op, interpret};
 use thex_runtime::{Simulator, simulate};
 
 use crate::error::{CompileError, Result};
-use crate::evaluate::{Mode, Workload, noise_model, read_samples, sample_seed};
+use crate::evaluate::{Mode, Workload, float_outputs, noise_model, read_samples, reference, sample_seed};
 use crate::pipeline::{CompileOptions, Compiled, compile};
 
 use predict::Model;
-use sample::{Sample, Tally};
+use sample::{Outcome, Sample, Tally};
 
 /// Local errors this many times the modelled one depart from it.
 pub const DEPARTURE: f64 = 2.0;
@@ -56,7 +56,10 @@ pub struct Trace {
     pub mode: &'static str,
     /// Root mean square error of the circuit's outputs, in their units.
     pub output_rms_error: f64,
-    /// What the noise model predicts of it.
+    /// What the profile's approximations do to the model's outputs, without any circuit: root mean square difference from the ONNX
+    /// model, in the units of its outputs.
+    pub approximation_rms_error: f64,
+    /// What the noise model predicts of the circuit's error.
     pub predicted_rms_error: Option<f64>,
     /// The first node whose local error is more than [`DEPARTURE`] times the modelled one and does harm.
     pub first_departure: Option<String>,
@@ -179,20 +182,24 @@ fn bits(mean_square: f64) -> Option<f64> {
 impl Tracer<'_> {
     fn run(&self, work: &Workload) -> Result<Trace> {
         let samples = read_samples(self.bundle, work)?;
-        let one = |(i, named): (usize, &Vec<_>)| -> Result<(Vec<Tally>, f64)> {
+        let reference = reference(self.bundle, &work.model)?;
+        let one = |(i, named): (usize, &Vec<_>)| -> Result<Outcome> {
             let inference = simulate::infer(self.bundle, &self.simulator, named, sample_seed(work.seed, i))?;
-            Sample::new(self, sample::prologue(self.bundle, named)?, inference.simulation.lwe())?.run()
+            let inputs = sample::prologue(self.bundle, named)?;
+            Sample::new(self, inputs, inference.simulation.lwe())?.run(&float_outputs(&reference, named)?)
         };
         let results = samples.par_iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
         // Summed in order, so that the result does not depend on the number of threads.
         let mut sums = vec![Tally::default(); self.traced.len()];
-        results.iter().for_each(|(tallies, _)| sums.iter_mut().zip(tallies).for_each(|(sum, t)| sum.add(t)));
+        results.iter().for_each(|o| sums.iter_mut().zip(&o.tallies).for_each(|(sum, t)| sum.add(t)));
         let count = samples.len() as f64;
+        let rms = |of: fn(&Outcome) -> f64| (results.iter().map(of).sum::<f64>() / count).sqrt();
         let nodes: Vec<NodeTrace> = self.traced.iter().zip(&sums).map(|(t, sum)| self.node(t, sum, count)).collect();
         Ok(Trace {
             samples: samples.len(),
             mode: work.mode.name(),
-            output_rms_error: (results.iter().map(|(_, e)| e).sum::<f64>() / count).sqrt(),
+            output_rms_error: rms(|o| o.error),
+            approximation_rms_error: rms(|o| o.approximation),
             predicted_rms_error: self.model.circuit.info.predicted_output_error,
             first_departure: first_departure(&nodes),
             largest_effects: largest_effects(&nodes),

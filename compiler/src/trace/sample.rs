@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use thex_circuit::{ClientBundle, Encoding};
+use thex_circuit::{ClientBundle, Encoding, Port};
 use thex_ir::interpret::{self, Values};
 use thex_ir::{Graph, NodeId, Op, Tensor};
 use thex_runtime::client::Named;
@@ -40,6 +40,16 @@ impl Tally {
         self.effect += other.effect;
         self.modelled = other.modelled.map(|m| m + self.modelled.unwrap_or(0.0));
     }
+}
+
+/// What one sample shows.
+pub(super) struct Outcome {
+    /// Of the traced nodes, in their order.
+    pub(super) tallies: Vec<Tally>,
+    /// Mean squared error of an output element of the circuit.
+    pub(super) error: f64,
+    /// Mean squared difference of the approximated model's outputs from the float model's.
+    pub(super) approximation: f64,
 }
 
 /// What the client's clear prologue makes of a sample: the values of the placed graph's inputs.
@@ -81,8 +91,8 @@ impl<'a> Sample<'a> {
         self.tracer.graph
     }
 
-    /// Tallies of the traced nodes, in their order, and the mean squared error of an output element.
-    pub(super) fn run(mut self) -> Result<(Vec<Tally>, f64)> {
+    /// Walks the graph. `wanted` are the float model's outputs.
+    pub(super) fn run(mut self, wanted: &[Named]) -> Result<Outcome> {
         let tracer = self.tracer;
         let mut tallies = vec![Tally::default(); tracer.traced.len()];
         for &id in &tracer.order {
@@ -95,8 +105,24 @@ impl<'a> Sample<'a> {
             tallies[at] = self.tally(&tracer.traced[at], &ideal, &real)?;
             self.seen.insert(id, Arc::new(real));
         }
-        let error = self.output_change(&self.seen);
-        Ok((tallies, error))
+        Ok(Outcome { tallies, error: self.output_change(&self.seen), approximation: self.approximation(wanted)? })
+    }
+
+    /// Mean squared difference between the graph on real numbers, with the client's clear epilogue, and the float model.
+    fn approximation(&self, wanted: &[Named]) -> Result<f64> {
+        let bundle = self.tracer.bundle;
+        let shaped = |(port, (_, id)): (&Port, &(String, NodeId))| {
+            let value = (*self.float[id]).clone().into_shape_with_order(port.shape.as_slice());
+            value.map(Arc::new).map_err(|e| CompileError::Internal(format!("output `{}`: {e}", port.name)))
+        };
+        let values = bundle.outputs.iter().zip(&self.graph().outputs).map(shaped).collect::<Result<Vec<_>>>()?;
+        let (mut sum, mut count) = (0.0, 0_usize);
+        for ((name, _), value) in bundle.epilogue.outputs.iter().zip(bundle.epilogue.run(&values)?) {
+            let Some((_, float)) = wanted.iter().find(|(n, _)| n == name) else { continue };
+            sum += value.iter().zip(float).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+            count += value.len();
+        }
+        Ok(sum / count.max(1) as f64)
     }
 
     /// The circuit's value of a node.

@@ -34,7 +34,10 @@ impl Trace {
 
     fn findings(&self) -> String {
         let predicted = self.predicted_rms_error.map_or_else(String::new, |e| format!(" (noise model: {e:.4})"));
-        let mut out = format!("\nrms error of the outputs {:.4}{predicted}\n", self.output_rms_error);
+        let mut out = format!(
+            "\nrms error of the outputs: the circuit's {:.4}{predicted}, the approximations' {:.4}\n",
+            self.output_rms_error, self.approximation_rms_error
+        );
         out += &match &self.first_departure {
             Some(name) => format!("first node that departs from its prediction: {name}\n"),
             None => "no node that matters departs from its prediction\n".to_owned(),
