@@ -1,8 +1,8 @@
 //! The modelled local error of every node, given the operands that the circuit has.
 //!
 //! * An input: fresh noise. Clamping is not modelled.
-//! * A linear map: weights rounded to integers, uniformly and independently but for equal columns, on what the operands differ from their calibrated mean (the
-//!   correction of the bias takes off the rest). Weights that are integers already are exact.
+//! * A linear map: weights rounded to integers, uniformly and independently but for equal columns, on what the operands differ from their
+//!   calibrated mean (the correction of the bias takes off the rest). Weights that are integers already are exact.
 //! * A look-up: the noise of keyswitch and modulus switch, and the width of a table position, through the function; and the
 //!   bootstrap's own noise. Argument and result are held inside their ranges, as the table holds them; what that changes is not modelled, so
 //!   values outside their ranges depart from the model.
