@@ -5,7 +5,7 @@
 //! the ONNX file.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -20,6 +20,7 @@ use thex_runtime::{Simulator, keys, npz, simulate};
 
 use crate::error::{CompileError, Result};
 use crate::import::{self, ImportOptions, InputInfo, Reference};
+use crate::interval::Interval;
 use crate::pipeline::{read_data, with_suffix};
 
 /// How the circuit is run.
@@ -33,12 +34,31 @@ pub enum Mode {
     Encrypted,
 }
 
+impl Mode {
+    /// As the command line spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clear => "clear",
+            Self::Simulate => "simulate",
+            Self::Encrypted => "encrypted",
+        }
+    }
+}
+
 /// What to evaluate.
 #[derive(Clone, Debug)]
 pub struct EvaluateOptions {
     /// Prefix of `.circuit` and `.client`.
     pub prefix: PathBuf,
-    /// The ONNX file that it was compiled from.
+    /// On what and how.
+    pub workload: Workload,
+}
+
+/// Samples, and how a circuit is run on them.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The ONNX file that the circuit was compiled from.
     pub model: PathBuf,
     /// Samples, and labels if there are any.
     pub data: PathBuf,
@@ -71,11 +91,19 @@ pub struct Evaluation {
     /// Share of correct classes, where the data has labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
-    /// The same of the float model.
+    /// 95 % interval of the accuracy, by Wilson's score. Rows of one sample count as if they were independent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy_interval: Option<Interval>,
+    /// Accuracy of the float model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub float_accuracy: Option<f64>,
+    /// Its 95 % interval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub float_accuracy_interval: Option<Interval>,
     /// Share of samples with the float model's class.
     pub agreement: f64,
+    /// Its 95 % interval.
+    pub agreement_interval: Interval,
     /// Of the first output.
     pub mean_cosine: f64,
     /// Of the output named `logits`, else the last.
@@ -126,7 +154,7 @@ fn overflows(circuit: &Circuit, counts: &[u32], clamped: usize) -> BTreeMap<Stri
 ///
 /// # Errors
 /// A file is damaged, or they are of different compilations.
-pub fn load_pair(prefix: &std::path::Path) -> Result<(Circuit, ClientBundle)> {
+pub fn load_pair(prefix: &Path) -> Result<(Circuit, ClientBundle)> {
     let (circuit_path, bundle_path) = (with_suffix(prefix, ".circuit"), with_suffix(prefix, ".client"));
     let (circuit, digest) = Circuit::load(&circuit_path)?;
     let bundle = ClientBundle::load(&bundle_path)?;
@@ -146,43 +174,76 @@ pub fn load_pair(prefix: &std::path::Path) -> Result<(Circuit, ClientBundle)> {
 /// [`CompileError`]: a file is not usable or does not fit the others.
 pub fn evaluate(options: &EvaluateOptions) -> Result<Evaluation> {
     let (circuit, bundle) = load_pair(&options.prefix)?;
-    let inputs = import::inputs(&options.model)?;
-    let there = npz::names(&options.data)?;
-    let absent: Vec<&FrozenInput> = bundle.interface.frozen.iter().filter(|f| !there.contains(&f.name)).collect();
-    let read: Vec<InputInfo> = inputs.into_iter().filter(|i| absent.iter().all(|f| f.name != i.name)).collect();
-    let arrays = read_data(&options.data, &read)?;
-    let frozen = bundle.interface.frozen.iter().map(|f| (f.name.clone(), f.shape.clone()));
-    let shapes = bundle.prologue.inputs.iter().cloned().chain(frozen).collect();
-    let reference = import::import(&options.model, &ImportOptions { shapes })?.reference;
-    let count = npz::samples(&arrays).min(options.limit.unwrap_or(usize::MAX));
-    if count == 0 {
-        return Err(CompileError::Data(format!("`{}` holds no sample", options.data.display())));
-    }
-    let labels = labels(&options.data, count)?;
-    let sample = |i| -> Result<Vec<Named>> {
-        let mut sample = with_batch(&bundle, npz::sample(&arrays, i)?);
-        sample.extend(absent.iter().filter_map(|f| Some((f.name.clone(), frozen_value(f)?))));
-        Ok(sample)
-    };
-    let samples = (0..count).map(sample).collect::<Result<Vec<_>>>()?;
-    let (outcomes, setup) = match options.mode {
-        Mode::Encrypted => encrypted(&circuit, &bundle, &reference, &samples)?,
-        Mode::Clear => (simulated(&circuit, &bundle, &reference, &samples, NoiseModel::silent(), options.seed)?, 0.0),
-        Mode::Simulate => {
-            let noise = NoiseModel::new(&circuit.parameters);
-            (simulated(&circuit, &bundle, &reference, &samples, noise, options.seed)?, 0.0)
-        }
+    evaluate_pair(&circuit, &bundle, &options.workload)
+}
+
+/// The same for a circuit in memory.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) -> Result<Evaluation> {
+    let samples = read_samples(bundle, work)?;
+    let labels = labels(&work.data, samples.len())?;
+    let reference = reference(bundle, &work.model)?;
+    let (outcomes, setup) = match noise_model(circuit, work.mode) {
+        None => encrypted(circuit, bundle, &reference, &samples)?,
+        Some(noise) => (simulated(circuit, bundle, &reference, &samples, noise, work.seed)?, 0.0),
     };
     let mut evaluation = score(&outcomes, labels.as_deref())?;
     evaluation.setup_seconds = setup;
-    evaluation.mode = match options.mode {
-        Mode::Clear => "clear",
-        Mode::Simulate => "simulate",
-        Mode::Encrypted => "encrypted",
-    };
+    evaluation.mode = work.mode.name();
     evaluation.pbs_count = circuit.pbs_count();
     evaluation.predicted_rms_error = circuit.info.predicted_output_error;
     Ok(evaluation)
+}
+
+/// The float model at the shapes that the bundle was compiled for.
+///
+/// # Errors
+/// The file is no model, or not that one.
+pub(crate) fn reference(bundle: &ClientBundle, model: &Path) -> Result<Reference> {
+    let frozen = bundle.interface.frozen.iter().map(|f| (f.name.clone(), f.shape.clone()));
+    let shapes = bundle.prologue.inputs.iter().cloned().chain(frozen).collect();
+    Ok(import::import(model, &ImportOptions { shapes })?.reference)
+}
+
+/// The noise that a mode simulates; none is simulated where ciphertexts bring their own.
+pub(crate) fn noise_model(circuit: &Circuit, mode: Mode) -> Option<NoiseModel> {
+    match mode {
+        Mode::Clear => Some(NoiseModel::silent()),
+        Mode::Simulate => Some(NoiseModel::new(&circuit.parameters)),
+        Mode::Encrypted => None,
+    }
+}
+
+/// Seed of a sample's noise.
+pub(crate) fn sample_seed(seed: u64, sample: usize) -> u64 {
+    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(sample as u64)
+}
+
+/// The samples of a data set, each with all inputs of the model; public inputs that the data lack have their constant value.
+///
+/// # Errors
+/// The file is none, lacks an input, or holds no sample.
+pub(crate) fn read_samples(bundle: &ClientBundle, work: &Workload) -> Result<Vec<Vec<Named>>> {
+    if work.limit == Some(0) {
+        return Err(CompileError::Usage("--limit must be at least 1".into()));
+    }
+    let inputs = import::inputs(&work.model)?;
+    let there = npz::names(&work.data)?;
+    let absent: Vec<&FrozenInput> = bundle.interface.frozen.iter().filter(|f| !there.contains(&f.name)).collect();
+    let read: Vec<InputInfo> = inputs.into_iter().filter(|i| absent.iter().all(|f| f.name != i.name)).collect();
+    let arrays = read_data(&work.data, &read)?;
+    let count = npz::samples(&arrays).min(work.limit.unwrap_or(usize::MAX));
+    if count == 0 {
+        return Err(CompileError::Data(format!("`{}` holds no sample", work.data.display())));
+    }
+    let sample = |i| -> Result<Vec<Named>> {
+        let mut sample = with_batch(bundle, npz::sample(&arrays, i)?);
+        sample.extend(absent.iter().filter_map(|f| Some((f.name.clone(), frozen_value(f)?))));
+        Ok(sample)
+    };
+    (0..count).map(sample).collect()
 }
 
 fn frozen_value(frozen: &FrozenInput) -> Option<ArrayD<f64>> {
@@ -205,7 +266,7 @@ fn with_batch(bundle: &ClientBundle, sample: Vec<Named>) -> Vec<Named> {
         .collect()
 }
 
-fn labels(path: &std::path::Path, count: usize) -> Result<Option<Vec<usize>>> {
+fn labels(path: &Path, count: usize) -> Result<Option<Vec<usize>>> {
     let Ok(arrays) = npz::read(path, &["label"]) else { return Ok(None) };
     let Some((_, array)) = arrays.first() else { return Ok(None) };
     let labels: Vec<usize> = array.iter().take(count).map(|&v| v as usize).collect();
@@ -237,7 +298,7 @@ fn simulated(
         .par_iter()
         .enumerate()
         .map(|(i, sample)| {
-            let seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i as u64);
+            let seed = sample_seed(seed, i);
             let start = Instant::now();
             let inference = simulate::infer(bundle, &simulator, sample, seed)?;
             let seconds = start.elapsed().as_secs_f64();
@@ -344,8 +405,11 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
     Ok(Evaluation {
         samples: outcomes.len(),
         accuracy: labels.map(|_| share(correct, rows)),
+        accuracy_interval: labels.map(|_| Interval::wilson(correct, rows)),
         float_accuracy: labels.map(|_| share(float_correct, rows)),
+        float_accuracy_interval: labels.map(|_| Interval::wilson(float_correct, rows)),
         agreement: share(agree, rows),
+        agreement_interval: Interval::wilson(agree, rows),
         mean_cosine: outputs[0].mean_cosine,
         max_abs_error: outputs[class].max_abs_error,
         predicted_rms_error: None,
@@ -391,17 +455,28 @@ fn output_score(outcomes: &[Outcome], index: usize) -> Result<OutputScore> {
 }
 
 impl Evaluation {
+    /// Root mean square error of the output that classes are read from, in its units.
+    #[must_use]
+    pub fn class_rms_error(&self) -> f64 {
+        let logits = self.outputs.iter().find(|o| o.name == "logits").or(self.outputs.last());
+        logits.map_or(0.0, |o| o.rms_error)
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
-        let percent = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{:.1} %", 100.0 * v));
+        let percent = |share: Option<f64>, interval: Option<Interval>| {
+            share
+                .zip(interval)
+                .map_or_else(|| "-".to_owned(), |(share, i)| format!("{:.1} % {}", 100.0 * share, i.percent()))
+        };
         let mut out = format!(
-            "{} samples, {}: accuracy {} (float {}), agreement {:.1} %, mean cosine {:.4}, max abs error {:.4}\n",
+            "{} samples, {}: accuracy {}, float {}, agreement {}, mean cosine {:.4}, max abs error {:.4}\n",
             self.samples,
             self.mode,
-            percent(self.accuracy),
-            percent(self.float_accuracy),
-            100.0 * self.agreement,
+            percent(self.accuracy, self.accuracy_interval),
+            percent(self.float_accuracy, self.float_accuracy_interval),
+            percent(Some(self.agreement), Some(self.agreement_interval)),
             self.mean_cosine,
             self.max_abs_error,
         );

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
-use thex::evaluate::{EvaluateOptions, Mode, evaluate};
+use thex::evaluate::{EvaluateOptions, Mode, Workload, evaluate};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
 
 use compile::CompileArgs;
@@ -16,6 +16,7 @@ use model::ProfileArg;
 use passes::PassesArgs;
 use report::ReportArgs;
 
+mod compare;
 mod compile;
 mod diagnostic;
 mod explain;
@@ -25,6 +26,7 @@ mod interface;
 mod model;
 mod passes;
 mod report;
+mod trace;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -57,6 +59,8 @@ enum Command {
     Run(RunArgs),
     Decrypt(DecryptArgs),
     Evaluate(EvaluateArgs),
+    Trace(trace::TraceArgs),
+    Compare(compare::CompareArgs),
     Export(export::ExportArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
@@ -128,6 +132,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Run(args) => Ok(commands::run(args)?),
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
         Command::Evaluate(args) => run_evaluate(args),
+        Command::Trace(args) => trace::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
@@ -153,15 +159,19 @@ fn print_out(text: &str) -> Result<()> {
 fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
     let evaluation = evaluate(&EvaluateOptions {
         prefix: args.prefix.clone(),
-        model: args.model.clone(),
-        data: args.data.clone(),
-        mode: args.mode,
-        limit: args.limit,
-        seed: args.seed,
+        workload: Workload {
+            model: args.model.clone(),
+            data: args.data.clone(),
+            mode: args.mode,
+            limit: args.limit,
+            seed: args.seed,
+        },
     })?;
-    if !args.json {
-        return print_out(&evaluation.text());
-    }
-    let text = serde_json::to_string(&evaluation).map_err(|e| CompileError::Internal(e.to_string()))?;
+    if args.json { print_json(&evaluation) } else { print_out(&evaluation.text()) }
+}
+
+/// Writes one JSON object and a line end to standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| CompileError::Internal(e.to_string()))?;
     print_out(&format!("{text}\n"))
 }
