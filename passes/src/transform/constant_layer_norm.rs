@@ -71,7 +71,9 @@ type Moments = [f64; 3];
 struct Fit {
     /// Stands for 1/σ, one for each position.
     factors: Vec<f64>,
-    /// Least and largest factor of a position that is looked at.
+    /// Positions that anything reads.
+    read: usize,
+    /// Their least and largest factor.
     spread: (f64, f64),
     /// Root mean square of what is wrong, relative to the norm's output.
     error: f64,
@@ -80,11 +82,10 @@ struct Fit {
 impl Fit {
     fn describe(&self) -> String {
         let (least, most) = self.spread;
+        let explained = 1.0 - self.error * self.error;
         format!(
-            "1/σ of the layer norm replaced by a constant for each of {} positions, from {least:.3} to {most:.3}, fitted to r² = {:.3} (error \
-             {:.1} %)",
-            self.factors.len(),
-            1.0 - self.error * self.error,
+            "1/σ of the layer norm replaced by constants ({} positions read, {least:.3} to {most:.3}), fitted to r² = {explained:.3}, error {:.1} %",
+            self.read,
             100.0 * self.error
         )
     }
@@ -124,9 +125,10 @@ fn solve(moments: &[Moments]) -> Fit {
     let read = |m: &Moments| m[2] > 0.0;
     let factors: Vec<f64> = moments.iter().map(|m| ratio(if read(m) { m } else { &total })).collect();
     let residual: f64 = moments.iter().map(|m| m[2] - ratio(m) * m[1]).sum();
-    let looked_at = || moments.iter().filter(|m| read(m)).map(ratio);
+    let of_read = || moments.iter().filter(|m| read(m)).map(ratio);
     Fit {
-        spread: (looked_at().fold(f64::INFINITY, f64::min), looked_at().fold(f64::NEG_INFINITY, f64::max)),
+        read: of_read().count(),
+        spread: (of_read().fold(f64::INFINITY, f64::min), of_read().fold(f64::NEG_INFINITY, f64::max)),
         error: (residual.max(0.0) / total[2].max(1e-12)).sqrt(),
         factors,
     }
