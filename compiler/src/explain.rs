@@ -168,7 +168,8 @@ What to do: the message lists what there is. `thex passes` lists passes in pipel
         kind: Kind::Invalid,
         title: "an option of a pass does not exist, or takes other values",
         text: "\
-`-x pass:option=value` sets an option of a pass. The pass does not exist or has no such option, or the value is not in the option's domain. The message lists what there is.
+`-x pass:option=value` sets an option of a pass. The pass does not exist, has no such option, or the
+value is not in the option's domain. The message lists what there is.
 
 What to do: `thex passes` lists every pass with its options, defaults and bounds; `thex passes NAME` shows one at length.
 

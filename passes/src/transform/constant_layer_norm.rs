@@ -6,7 +6,7 @@
 //! far from that of words. The constants are least-squares fits to the exact norm's output on the calibration data.
 //!
 //! Positions whose constants nearly agree share one. Positions with the same constants have the same linear maps, which the circuit keeps
-//! once; with a constant for each of 17 positions, that of BERT-tiny is 21 times as large as the exact one.
+//! once: with constants for the norms after attention, BERT-tiny's takes 129 MB with one for each of 17 positions, 49 MB with shared ones.
 //!
 //! Norms of this form are fitted after those that become lines.
 
