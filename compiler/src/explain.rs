@@ -168,8 +168,8 @@ What to do: the message lists what there is. `thex passes` lists passes in pipel
         kind: Kind::Invalid,
         title: "an option of a pass does not exist, or takes other values",
         text: "\
-`-x pass:option=value` sets an option of a pass. The pass does not exist or does not run under the chosen profile, has no such
-option, or the value is not in the option's domain. The message lists what there is.
+`-x pass:option=value` sets an option of a pass. The pass does not exist, has no such option, or the
+value is not in the option's domain. The message lists what there is.
 
 What to do: `thex passes` lists every pass with its options, defaults and bounds; `thex passes NAME` shows one at length.
 
@@ -206,6 +206,20 @@ operand, a very old operator set. Or it asks for tensors larger than any transfo
 elements in one, or 2^27 computed in all. The message lists every fault, and unsupported operators as well.
 
 What to do: export the model again; check the weights for NaN (a diverged training); give smaller shapes with --shape.",
+    },
+    Explanation {
+        code: "TX0016",
+        kind: Kind::Invalid,
+        title: "a node is to be computed in a form that it does not take",
+        text: "\
+`--approximate NODE=FORM` chooses how GELUs (exact, relu), softmaxes (exact, two-pass, row-maximum, cube) and layer norms (exact,
+affine, constant) are computed, for the nodes whose name in the IR or in the ONNX file matches NODE, where `*` stands for any text.
+There is no such form, no node matches, or what matches does not take this form. The message lists nodes and forms. What the
+client computes (embeddings and their norm, a final softmax) is exact and free, and not listed.
+
+What to do: choose from the list; quote `*`, so that the shell leaves it alone.
+
+Example: `thex compile m.onnx --calibration d.npz --approximate '*norm1*=constant' --approximate 'layers.0.*=exact' -o m`",
     },
     Explanation {
         code: "TX0101",

@@ -28,8 +28,10 @@ pub struct CompileOptions {
     pub model: PathBuf,
     /// An `.npz` with one array for each input; the first axis counts samples.
     pub calibration: PathBuf,
-    /// Which functions to substitute.
+    /// How functions are computed.
     pub profile: Profile,
+    /// How single nodes are, each `NODE=FORM`; later ones win.
+    pub approximate: Vec<String>,
     /// Shapes of inputs, batch included; others follow from the calibration arrays.
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// How exact.
@@ -154,15 +156,12 @@ pub struct Around {
 /// The pipeline with its options set, and a check that it has a pass of this name.
 fn passes(options: &CompileOptions, wanted: Option<&str>) -> Result<Vec<Box<dyn Pass>>> {
     let mut pipeline = registry::pipeline();
-    options::apply(&mut pipeline, options.profile, &options.pass_options)?;
+    options::apply(&mut pipeline, &options.pass_options)?;
     let Some(name) = wanted else { return Ok(pipeline) };
-    match pipeline.iter().find(|p| p.name() == name) {
-        None => Err(CompileError::Usage(no_pass(name, &pipeline))),
-        Some(pass) if !pass.applies(options.profile) => Err(CompileError::Usage(format!(
-            "pass `{name}` does not run under the profile `{}`; choose another with --profile",
-            options.profile.name()
-        ))),
-        Some(_) => Ok(pipeline),
+    if pipeline.iter().any(|p| p.name() == name) {
+        Ok(pipeline)
+    } else {
+        Err(CompileError::Usage(no_pass(name, &pipeline)))
     }
 }
 
@@ -199,6 +198,7 @@ fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
+    cx.approximate.clone_from(&options.approximate);
     for input in &frozen {
         cx.note(format!("{}: public, a constant of the circuit (--freeze)", input.name));
     }
@@ -223,7 +223,7 @@ fn manager(options: &CompileOptions, stop_after: Option<&str>, observer: Option<
 /// Runs the pipeline up to `pass` and keeps the graphs on both sides of it.
 ///
 /// # Errors
-/// As [`rewrite`]; and when the pass is not in the profile's pipeline.
+/// As [`rewrite`].
 pub fn around(options: &CompileOptions, pass: &str) -> Result<Around> {
     let pipeline = passes(options, Some(pass))?;
     let (mut graph, mut cx, _) = prepare(options)?;

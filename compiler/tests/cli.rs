@@ -260,7 +260,7 @@ fn passes_can_be_looked_at() {
     let printed = String::from_utf8(stopped.stdout).unwrap();
     assert!(printed.contains("stage approximated") && printed.contains("linear("), "{printed}");
     assert!(!out.with_extension("circuit").exists());
-    fail(&[&start[..], &["--stop-after", "fold"]].concat(), &["no pass `fold`", "fold-affine"]);
+    fail(&[&start[..], &["--stop-after", "fold"]].concat(), &["no pass `fold`", "calibrate, insert-bootstraps"]);
     succeed(&[&start[..], &["--dump-ir", text(&dump)]].concat());
     let files = std::fs::read_dir(&dump).unwrap().count();
     assert!(files > 8, "{files} files");
@@ -297,6 +297,20 @@ fn options_of_passes_are_checked_and_change_the_circuit() {
 }
 
 #[test]
+fn forms_of_nodes_are_checked_and_change_the_circuit() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = FIXTURE.path("formed");
+    let start = ["compile", text(&model), "--calibration", text(&data), "-o", text(&out)];
+    let with = |request: &'static str| [&start[..], &["--approximate", request]].concat();
+    fail(&with("*Softmax=cubes"), &["TX0016", "no form `cubes`", "two-pass", "blocks.1.Softmax"]);
+    fail(&with("*Erf=cube"), &["TX0016", "`cube` is no form of what matches", "relu"]);
+    fail(&with("*.ln3.*=affine"), &["TX0016", "no node matches", "constant"]);
+    let stopped = [&with("*LayerNorm*=constant")[..], &["--stop-after", "exact-layer-norm"]].concat();
+    let shown = String::from_utf8(succeed(&stopped).stdout).unwrap();
+    assert!(shown.contains("LayerNormalization.factors") && !shown.contains("rsqrt"), "{shown}");
+}
+
+#[test]
 fn a_pass_is_shown_with_its_difference() {
     let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
     let inspect = |pass: &str, format: &str| {
@@ -316,8 +330,8 @@ fn a_pass_is_shown_with_its_difference() {
         dot.starts_with("digraph") && dot.contains("#dff3e6") && dot.contains("#fbe3e0") && dot.contains("#fdf0cf")
     );
     let start = ["inspect", text(&model), "--calibration", text(&data), "--pass"];
-    fail(&[&start[..], &["fold"]].concat(), &["TX0011", "no pass `fold`", "fold-affine"]);
-    fail(&[&start[..], &["the-x-gelu"]].concat(), &["TX0011", "profile `exact`"]);
+    fail(&[&start[..], &["fold"]].concat(), &["TX0011", "no pass `fold`", "calibrate, insert-bootstraps"]);
+    succeed(&[&start[..], &["the-x-gelu"]].concat());
     fail(&["inspect", text(&FIXTURE.path("b.circuit")), "--format", "dot"], &["TX0011", "--pass"]);
 }
 
@@ -328,5 +342,5 @@ fn codes_and_passes_are_explained() {
     assert!(shown(&["explain", "TX0003"]).contains("exit status 3"));
     fail(&["explain", "TX9999"], &["no code `TX9999`"]);
     insta::assert_snapshot!(shown(&["passes", "calibrate"]));
-    fail(&["passes", "fold"], &["no pass `fold`", "fold-affine"]);
+    fail(&["passes", "fold"], &["no pass `fold`", "calibrate, insert-bootstraps"]);
 }

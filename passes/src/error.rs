@@ -68,6 +68,14 @@ pub enum PassError {
         /// What is wrong, and what there is.
         reason: String,
     },
+    /// A request `NODE=FORM` names no node, or a form that the node does not take.
+    #[error("--approximate {request}: {reason}")]
+    Choice {
+        /// The request.
+        request: String,
+        /// What is wrong, and what there is.
+        reason: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Eval(#[from] CircuitError),
@@ -90,6 +98,7 @@ impl PassError {
         match self {
             Self::Invalid(_) => "TX0009",
             Self::Option { .. } => "TX0012",
+            Self::Choice { .. } => "TX0016",
             Self::Eval(error) => error.code(),
             Self::Unsupported(_) => "TX0102",
             Self::Infeasible(_) => "TX0201",

@@ -2,12 +2,14 @@
 //!
 //! * [`transform`]: rewrites that keep the stage or make high-level operations circuit-friendly;
 //! * [`lower`]: from calibrated tensors to homomorphic operations with encodings;
+//! * [`choice`]: which of its forms each non-linear node takes;
 //! * [`analysis`]: read-only facts that passes ask for.
 //!
 //! To add a pass: write a type that implements [`Pass`] in a file named after it, add it to
 //! [`registry`], and give it a snapshot test.
 
 pub mod analysis;
+pub mod choice;
 pub mod error;
 pub mod lower;
 pub mod manager;

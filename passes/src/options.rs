@@ -8,7 +8,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use crate::error::{PassError, Result};
-use crate::pass::{Pass, Profile};
+use crate::pass::Pass;
 
 /// A field of a pass that may be set.
 #[derive(Debug)]
@@ -92,23 +92,20 @@ fn store<T: std::str::FromStr>(slot: &mut T, text: &str, legal: impl Fn(&T) -> b
 /// Applies settings, each `pass:option=value`, to a pipeline. Later ones win.
 ///
 /// # Errors
-/// [`PassError::Option`] for a pass that is not in the profile's pipeline, an option that it has not, or a value out of bounds;
+/// [`PassError::Option`] for a pass that does not exist, an option that it has not, or a value out of bounds;
 /// the message lists what there is.
-pub fn apply(passes: &mut [Box<dyn Pass>], profile: Profile, settings: &[String]) -> Result<()> {
+pub fn apply(passes: &mut [Box<dyn Pass>], settings: &[String]) -> Result<()> {
     settings.iter().try_for_each(|setting| {
-        apply_one(passes, profile, setting).map_err(|reason| PassError::Option { setting: setting.clone(), reason })
+        apply_one(passes, setting).map_err(|reason| PassError::Option { setting: setting.clone(), reason })
     })
 }
 
-fn apply_one(passes: &mut [Box<dyn Pass>], profile: Profile, setting: &str) -> std::result::Result<(), String> {
+fn apply_one(passes: &mut [Box<dyn Pass>], setting: &str) -> std::result::Result<(), String> {
     let parts = setting.split_once(':').and_then(|(pass, rest)| Some((pass, rest.split_once('=')?)));
     let (pass, (name, value)) = parts.ok_or("write pass:option=value, for example calibrate:headroom=2")?;
     let names: Vec<&str> = passes.iter().map(|p| p.name()).collect();
     let unknown = format!("there is no pass `{pass}`; there are {}", names.join(", "));
     let pass = passes.iter_mut().find(|p| p.name() == pass).ok_or(unknown)?;
-    if !pass.applies(profile) {
-        return Err(format!("pass `{}` does not run under the profile `{}`", pass.name(), profile.name()));
-    }
     let missing = no_option(pass.as_mut(), name);
     let mut options = pass.options();
     let option = options.iter_mut().find(|o| o.name == name).ok_or(missing)?;
@@ -134,15 +131,15 @@ mod tests {
     use super::*;
     use crate::registry;
 
-    fn error(profile: Profile, setting: &str) -> String {
-        apply(&mut registry::pipeline(), profile, &[setting.to_owned()]).unwrap_err().to_string()
+    fn error(setting: &str) -> String {
+        apply(&mut registry::pipeline(), &[setting.to_owned()]).unwrap_err().to_string()
     }
 
     #[test]
     fn a_setting_reaches_its_field() {
         let mut passes = registry::pipeline();
         let settings = ["exact-softmax:alpha=0.25", "insert-bootstraps:max-slots=8", "insert-rescale:exact-sums=false"];
-        apply(&mut passes, Profile::Exact, &settings.map(str::to_owned)).unwrap();
+        apply(&mut passes, &settings.map(str::to_owned)).unwrap();
         let mut value = |pass: &str, option: &str| {
             let pass = passes.iter_mut().find(|p| p.name() == pass).unwrap();
             pass.options().iter().find(|o| o.name == option).unwrap().to_string()
@@ -156,15 +153,14 @@ mod tests {
     fn what_is_wrong_is_said_with_what_there_is() {
         insta::assert_snapshot!(
             [
-                error(Profile::Exact, "alpha=0.25"),
-                error(Profile::Exact, "softmax:alpha=0.25"),
-                error(Profile::TheX, "exact-softmax:alpha=0.25"),
-                error(Profile::Exact, "exact-softmax:beta=0.25"),
-                error(Profile::Exact, "fuse-unary:alpha=1"),
-                error(Profile::Exact, "exact-softmax:alpha=NaN"),
-                error(Profile::Exact, "insert-bootstraps:max-slots=0"),
-                error(Profile::Exact, "insert-bootstraps:max-slots=1.5"),
-                error(Profile::Exact, "insert-rescale:exact-sums=yes"),
+                error("alpha=0.25"),
+                error("softmax:alpha=0.25"),
+                error("exact-softmax:beta=0.25"),
+                error("fuse-unary:alpha=1"),
+                error("exact-softmax:alpha=NaN"),
+                error("insert-bootstraps:max-slots=0"),
+                error("insert-bootstraps:max-slots=1.5"),
+                error("insert-rescale:exact-sums=yes"),
             ]
             .join("\n")
         );

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::{NoiseModel, Parameters};
-use thex_ir::{Graph, Tensor};
+use thex_ir::{Graph, NodeId, Tensor};
 
+use crate::choice::{Form, Forms, Kind};
 use crate::error::Result;
 use crate::options::PassOption;
 
-/// How non-linear functions are replaced.
+/// How non-linear functions are computed, unless chosen for single nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
     /// Every function by look-up: GELU, exp, 1/x, 1/√x.
@@ -62,8 +63,12 @@ pub struct ErrorSource {
 /// What passes share: options in, statistics and a log out.
 #[derive(Clone, Debug)]
 pub struct PassCx {
-    /// Which functions to substitute.
+    /// How functions are computed that nothing else is said of.
     pub profile: Profile,
+    /// What is said of single nodes, each `NODE=FORM`; see [`choice`](crate::choice).
+    pub approximate: Vec<String>,
+    /// The same by node; set by `choose-forms`.
+    pub forms: Forms,
     /// How exact.
     pub precision: Precision,
     /// Parameters of the circuit.
@@ -94,6 +99,8 @@ impl PassCx {
     pub fn new(profile: Profile, samples: Samples) -> Self {
         Self {
             profile,
+            approximate: Vec::new(),
+            forms: Forms::new(),
             precision: Precision::default(),
             parameters: Parameters::standard(),
             samples,
@@ -106,6 +113,14 @@ impl PassCx {
             predicted_output_error: None,
             error_sources: Vec::new(),
         }
+    }
+
+    /// How a node is to be computed, if there is a choice.
+    #[must_use]
+    pub fn form(&self, graph: &Graph, id: NodeId) -> Option<Form> {
+        let node = graph.node(id);
+        let kind = Kind::of(&node.op)?;
+        Some(self.forms.get(&node.name).copied().unwrap_or(kind.default_form(self.profile)))
     }
 
     /// The noise of each instruction.
@@ -142,11 +157,6 @@ pub trait Pass: Sync {
     /// What can be tuned: fields of the pass. See [`options`](crate::options).
     fn options(&mut self) -> Vec<PassOption<'_>> {
         Vec::new()
-    }
-
-    /// Whether this pass belongs to a profile's pipeline.
-    fn applies(&self, _profile: Profile) -> bool {
-        true
     }
 
     /// Rewrites the graph; tells whether anything changed.

@@ -3,21 +3,23 @@
 use crate::lower::{InsertBootstraps, InsertRescale};
 use crate::pass::Pass;
 use crate::transform::{
-    BoundMasks, Calibrate, Canonicalize, DeferNormalization, ExactLayerNorm, ExactSoftmax, FoldAffine, FuseUnary,
-    SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
+    BoundMasks, Calibrate, Canonicalize, ChooseForms, ConstantLayerNorm, DeferNormalization, ExactLayerNorm,
+    ExactSoftmax, FoldAffine, FuseUnary, SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
 };
 
-/// The pipeline. Passes of other profiles are skipped by the manager.
+/// The pipeline. A pass with nothing to do leaves the graph alone.
 #[must_use]
 pub fn pipeline() -> Vec<Box<dyn Pass>> {
     vec![
         Box::new(Canonicalize),
+        Box::new(ChooseForms),
         Box::new(BoundMasks),
         Box::new(SplitClientServer),
         Box::new(TheXGelu),
         Box::new(TheXSoftmax::default()),
         Box::new(ExactSoftmax::default()),
         Box::new(TheXLayerNorm::default()),
+        Box::new(ConstantLayerNorm::default()),
         Box::new(ExactLayerNorm),
         Box::new(DeferNormalization::default()),
         Box::new(FoldAffine),

@@ -24,8 +24,9 @@ use thex_ir::{ClearOp, Graph, NodeId, UnaryFn};
 
 use super::{Builder, find};
 use crate::analysis::{broadcast_map, client_nodes};
+use crate::choice::Form;
 use crate::error::Result;
-use crate::pass::{Pass, PassCx, Profile};
+use crate::pass::{Pass, PassCx};
 
 /// A score lowered by this much or more is masked: its exponential is 0 in single precision beside any other's.
 pub(super) const MASKED: f64 = -1e3;
@@ -56,7 +57,7 @@ impl Pass for BoundMasks {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let sites = sites(graph);
+        let sites = sites(graph, cx);
         if sites.is_empty() {
             return Ok(false);
         }
@@ -77,6 +78,8 @@ impl Pass for BoundMasks {
 /// A mask that is added to the scores of one softmax.
 struct Site {
     softmax: NodeId,
+    /// Whether cubes stand in for it.
+    cube: bool,
     axis: usize,
     /// The sum, and which of its operands is the mask.
     add: NodeId,
@@ -123,9 +126,10 @@ impl Need {
 }
 
 /// Every sum of scores and an encrypted mask that a softmax reads.
-fn sites(graph: &Graph) -> Vec<Site> {
+fn sites(graph: &Graph, cx: &PassCx) -> Vec<Site> {
     let client = client_nodes(graph);
     let mut sites = Vec::new();
+    let is_cube = |softmax: NodeId| cx.form(graph, softmax) == Some(Form::Cube);
     for softmax in find(graph, |op| matches!(op, ClearOp::Softmax { .. })) {
         let Some(ClearOp::Softmax { axis }) = graph.clear_op(softmax).cloned() else { continue };
         let (mut at, mut factor, mut addends) = (graph.operands(softmax)[0], 1.0, Vec::new());
@@ -138,7 +142,17 @@ fn sites(graph: &Graph) -> Vec<Site> {
                 (ClearOp::Add, Some(_)) => addends.push(other),
                 (ClearOp::Add, None) if client.contains(&other) && !client.contains(&scores) => {
                     let addends = addends.clone();
-                    sites.push(Site { softmax, axis, add: at, port, mask: other, scores, factor, addends });
+                    sites.push(Site {
+                        softmax,
+                        cube: is_cube(softmax),
+                        axis,
+                        add: at,
+                        port,
+                        mask: other,
+                        scores,
+                        factor,
+                        addends,
+                    });
                 }
                 _ => break,
             }
@@ -154,7 +168,7 @@ fn measure(graph: &Graph, sites: &[Site], cx: &PassCx) -> Result<Vec<Need>> {
     let empty: Vec<Need> = sites.iter().map(|s| Need::new(heads(graph, s))).collect();
     let partial = |sample: &&Vec<Arc<thex_ir::Tensor>>| -> Result<Vec<Need>> {
         let values = interpret::run_all(graph, sample)?;
-        Ok(sites.iter().map(|site| need(graph, site, &values, cx.profile)).collect())
+        Ok(sites.iter().map(|site| need(graph, site, &values)).collect())
     };
     let parts = samples.par_iter().map(partial).collect::<Result<Vec<_>>>()?;
     let merge = |sum: Vec<Need>, part: &Vec<Need>| sum.into_iter().zip(part).map(|(a, b)| a.merge(b)).collect();
@@ -168,7 +182,7 @@ fn heads(graph: &Graph, site: &Site) -> usize {
 }
 
 /// What one sample asks of one site.
-fn need(graph: &Graph, site: &Site, values: &Values, profile: Profile) -> Need {
+fn need(graph: &Graph, site: &Site, values: &Values) -> Need {
     let shape = &graph.node(site.softmax).shape;
     let read = |id: NodeId| -> Vec<f64> {
         let flat: Vec<f64> = values[&id].iter().copied().collect();
@@ -197,20 +211,17 @@ fn need(graph: &Graph, site: &Site, values: &Values, profile: Profile) -> Need {
         need.seen |= !masked.is_empty();
         if !(kept.is_empty() || masked.is_empty()) {
             let bound = &mut need.bound[row / per_head];
-            *bound = bound.max(required(&kept, &masked, profile) / site.factor);
+            *bound = bound.max(required(&kept, &masked, site.cube) / site.factor);
         }
     }
     need
 }
 
 /// How much must be taken from the masked scores of a row.
-fn required(kept: &[f64], masked: &[f64], profile: Profile) -> f64 {
+fn required(kept: &[f64], masked: &[f64], cube: bool) -> f64 {
     let most = |s: &[f64]| s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let log_sum = |s: &[f64]| most(s) + s.iter().map(|x| (x - most(s)).exp()).sum::<f64>().ln();
-    match profile {
-        Profile::Exact => log_sum(masked) - log_sum(kept) - LEAK.ln(),
-        Profile::TheX => 1.1 * (most(masked) + 2.0),
-    }
+    if cube { 1.1 * (most(masked) + 2.0) } else { log_sum(masked) - log_sum(kept) - LEAK.ln() }
 }
 
 /// Puts the bounded mask in place of `mask` in all its uses.
@@ -236,13 +247,19 @@ fn bound(graph: &mut Graph, mask: NodeId, uses: &[(&Site, Need)], cx: &mut PassC
             "{softmax}: `{name}` is encrypted and lowers scores by {most:.1} at most: {bits:.2} bits of their range"
         ));
     }
-    let what = match cx.profile {
-        Profile::Exact => format!("masked tokens keep up to {:.2} % of a row's attention", 100.0 * LEAK),
-        Profile::TheX => "enough for the root of the cube".to_owned(),
-    };
+    let what = enough_for(uses);
     cx.approximations
         .push(format!("{name}: the mask lowers scores by {largest:.1} at most in place of without bound; {what}"));
     Ok(())
+}
+
+/// What the bound suffices for.
+fn enough_for(uses: &[(&Site, Need)]) -> String {
+    let exact = format!("masked tokens keep up to {:.2} % of a row's attention", 100.0 * LEAK);
+    let [cube, other] = [true, false].map(|cube| uses.iter().any(|(site, _)| site.cube == cube));
+    let root = "enough for the root of the cube".to_owned();
+    let said = [(other, exact), (cube, root)].into_iter().filter(|(said, _)| *said).map(|(_, text)| text);
+    said.collect::<Vec<_>>().join("; ")
 }
 
 /// The mask times bound ÷ largest for each head.

@@ -39,10 +39,13 @@ impl Pass for ExactLayerNorm {
     }
 }
 
-/// I − 1·1ᵀ/n: subtracts the mean of a row.
-fn centring(n: usize) -> ArrayD<f64> {
+/// Subtracts the mean of each row: x·(I − 1·1ᵀ/n).
+pub(super) fn centre(build: &mut Builder<'_>, x: NodeId) -> Result<NodeId> {
+    let n = build.graph.node(x).shape.last().copied().unwrap_or(1);
     let matrix = Array2::from_shape_fn((n, n), |(i, j)| f64::from(u8::from(i == j)) - 1.0 / n as f64);
-    matrix.into_dyn()
+    let matrix = build.constant("centring", matrix.into_dyn());
+    let zero = build.constant("zero", ArrayD::zeros(IxDyn(&[n])));
+    Ok(build.clear("centre", ClearOp::Linear, &[x, matrix, zero])?)
 }
 
 fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
@@ -52,13 +55,10 @@ fn replace(graph: &mut Graph, id: NodeId) -> Result<()> {
         _ => return Ok(()),
     };
     let shape = graph.node(id).shape.clone();
-    let n = shape.last().copied().unwrap_or(1);
     let mut x = graph.operands(id)[0];
     let mut build = Builder::replacing(graph, id);
     if centred {
-        let matrix = build.constant("centring", centring(n));
-        let zero = build.constant("zero", ArrayD::zeros(IxDyn(&[n])));
-        x = build.clear("centre", ClearOp::Linear, &[x, matrix, zero])?;
+        x = centre(&mut build, x)?;
     }
     let square = build.unary("square", vec![UnaryFn::Power { exponent: 2 }], x)?;
     let mean = ClearOp::Reduce { reduction: Reduction::Mean, axis: shape.len() - 1 };

@@ -22,10 +22,11 @@ use rayon::prelude::*;
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, Tensor, UnaryFn, interpret};
 
 use super::masking::{hide, take_public_mask};
-use super::{Builder, constant_and_other, find};
+use super::{Builder, chosen, constant_and_other};
+use crate::choice::{Form, Kind};
 use crate::error::Result;
 use crate::options::PassOption;
-use crate::pass::{Pass, PassCx, Profile};
+use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct ExactSoftmax {
@@ -56,10 +57,6 @@ impl Pass for ExactSoftmax {
         include_str!("exact_softmax.rs")
     }
 
-    fn applies(&self, profile: Profile) -> bool {
-        profile == Profile::Exact
-    }
-
     fn options(&mut self) -> Vec<PassOption<'_>> {
         vec![
             PassOption::number(
@@ -83,28 +80,19 @@ impl Pass for ExactSoftmax {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
-        let mut sites = Vec::new();
-        for &id in &nodes {
-            let Some(ClearOp::Softmax { axis }) = graph.clear_op(id).cloned() else { continue };
-            let kept = take_public_mask(graph, id, axis, cx)?;
-            if self.centre_keys {
-                centre_keys(graph, id)?;
-            }
-            sites.push(Site { id, axis, kept });
+        let nodes = chosen(graph, cx, Kind::Softmax, &[Form::Exact, Form::TwoPass, Form::RowMaximum]);
+        if nodes.is_empty() {
+            return Ok(false);
         }
+        let sites = nodes.iter().map(|&id| self.site(graph, id, cx)).collect::<Result<Vec<_>>>()?;
         let spreads = self.spreads(graph, &sites, cx)?;
         for (site, spread) in sites.iter().zip(spreads) {
-            let by_maximum = spread > self.most_spread;
-            if by_maximum {
-                let name = &graph.node(site.id).name;
-                cx.note(format!("{name}: shifted by the maximum of each row, since sums of exponentials span a factor of {spread:.1e}"));
-            }
+            let by_maximum = self.by_maximum(graph, site, spread, cx);
             self.expand(graph, site, by_maximum)?;
         }
         graph.remove_dead();
         cx.count("expanded", nodes.len() as u64);
-        Ok(!nodes.is_empty())
+        Ok(true)
     }
 }
 
@@ -117,9 +105,40 @@ struct Site {
     axis: usize,
     /// 0/1 factors of a public mask.
     kept: Option<NodeId>,
+    /// How it was chosen to be computed.
+    form: Option<Form>,
 }
 
 impl ExactSoftmax {
+    /// Prepares a softmax: public masks and what the keys have in common taken out.
+    fn site(&self, graph: &mut Graph, id: NodeId, cx: &mut PassCx) -> Result<Site> {
+        let (shape, form) = (graph.node(id).shape.len(), cx.form(graph, id));
+        let axis = match graph.clear_op(id) {
+            Some(ClearOp::Softmax { axis }) => *axis,
+            _ => shape - 1,
+        };
+        let kept = take_public_mask(graph, id, axis, cx)?;
+        if self.centre_keys {
+            centre_keys(graph, id)?;
+        }
+        Ok(Site { id, axis, kept, form })
+    }
+
+    /// Whether the shift is the maximum of the row: as asked for, else by the spread of the sums.
+    fn by_maximum(&self, graph: &Graph, site: &Site, spread: f64, cx: &mut PassCx) -> bool {
+        let by_spread = spread > self.most_spread;
+        let name = &graph.node(site.id).name;
+        match site.form {
+            Some(Form::TwoPass) => return false,
+            Some(Form::RowMaximum) => return true,
+            _ if by_spread => cx.note(format!(
+                "{name}: shifted by the maximum of each row, since sums of exponentials span a factor of {spread:.1e}"
+            )),
+            _ => {}
+        }
+        by_spread
+    }
+
     /// For each softmax, the largest ratio between sums of exp(α·s) over the rows of one head.
     fn spreads(&self, graph: &Graph, sites: &[Site], cx: &PassCx) -> Result<Vec<f64>> {
         let stride = cx.samples.len().div_ceil(MAX_SAMPLES).max(1);

@@ -3,9 +3,12 @@
 mod bound_masks;
 mod calibrate;
 mod canonicalize;
+mod choose_forms;
+mod constant_layer_norm;
 mod defer_normalization;
 mod exact_layer_norm;
 mod exact_softmax;
+mod fitting;
 mod fold_affine;
 mod fuse_unary;
 mod masking;
@@ -17,6 +20,8 @@ mod the_x_softmax;
 pub use bound_masks::BoundMasks;
 pub use calibrate::Calibrate;
 pub use canonicalize::Canonicalize;
+pub use choose_forms::ChooseForms;
+pub use constant_layer_norm::ConstantLayerNorm;
 pub use defer_normalization::DeferNormalization;
 pub use exact_layer_norm::ExactLayerNorm;
 pub use exact_softmax::ExactSoftmax;
@@ -32,6 +37,9 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::CircuitError;
 use thex_ir::{ClearOp, Graph, NodeId, Op, Tensor, UnaryChain, UnaryFn};
+
+use crate::choice::{Form, Kind};
+use crate::pass::PassCx;
 
 /// Builds replacements of one node: names and origins follow from it.
 struct Builder<'g> {
@@ -65,6 +73,12 @@ impl<'g> Builder<'g> {
 /// Nodes whose tensor operation satisfies `wanted`, in execution order.
 fn find(graph: &Graph, wanted: impl Fn(&ClearOp) -> bool) -> Vec<NodeId> {
     graph.topological().into_iter().filter(|&id| matches!(&graph.node(id).op, Op::Clear(op) if wanted(op))).collect()
+}
+
+/// Nodes of a kind that are to be computed in one of these forms, in execution order.
+fn chosen(graph: &Graph, cx: &PassCx, kind: Kind, forms: &[Form]) -> Vec<NodeId> {
+    let wanted = |id: NodeId| cx.form(graph, id).is_some_and(|form| forms.contains(&form));
+    graph.topological().into_iter().filter(|&id| Kind::of(&graph.node(id).op) == Some(kind) && wanted(id)).collect()
 }
 
 /// A constant operand and the other operand of a two-operand node, whichever way round.

@@ -68,6 +68,11 @@ fn note_tables(prologue: &ClearGraph, cx: &mut PassCx) {
     }
 }
 
+/// Everything that the client will compute.
+pub(super) fn client_work(graph: &Graph) -> BTreeSet<NodeId> {
+    &prologue_nodes(graph) | &epilogue_nodes(graph)
+}
+
 /// Operations that the client computes before encryption: look-ups and masks, as far as they depend on inputs through no
 /// weight matrix, and what leads to them or comes after them.
 fn prologue_nodes(graph: &Graph) -> BTreeSet<NodeId> {

@@ -4,9 +4,10 @@
 
 use thex_ir::{ClearOp, Graph, Op, UnaryFn};
 
-use super::find;
+use super::chosen;
+use crate::choice::{Form, Kind, is_smooth};
 use crate::error::Result;
-use crate::pass::{Pass, PassCx, Profile};
+use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct TheXGelu;
@@ -24,16 +25,11 @@ impl Pass for TheXGelu {
         include_str!("the_x_gelu.rs")
     }
 
-    fn applies(&self, profile: Profile) -> bool {
-        profile == Profile::TheX
-    }
-
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let smooth = |f: &UnaryFn| matches!(f, UnaryFn::Gelu | UnaryFn::GeluTanh | UnaryFn::Silu);
-        let nodes = find(graph, |op| matches!(op, ClearOp::Unary { chain } if chain.0.iter().any(smooth)));
+        let nodes = chosen(graph, cx, Kind::Gelu, &[Form::Relu]);
         for &id in &nodes {
             if let Op::Clear(ClearOp::Unary { chain }) = &mut graph.node_mut(id).op {
-                for function in chain.0.iter_mut().filter(|f| smooth(f)) {
+                for function in chain.0.iter_mut().filter(|f| is_smooth(f)) {
                     *function = UnaryFn::Relu;
                 }
             }

@@ -5,14 +5,14 @@
 //! calibration data: inputs from the graph as approximated so far, targets from the teacher. Only demanded elements count.
 
 use ndarray::{ArrayD, IxDyn};
-use rayon::prelude::*;
-use thex_ir::{ClearOp, Graph, NodeId, Tensor, interpret};
+use thex_ir::{ClearOp, Graph, NodeId, Tensor};
 
-use super::{Builder, find, vector};
+use super::{Builder, chosen, fitting, vector};
 use crate::analysis::demand;
-use crate::error::{PassError, Result};
+use crate::choice::{Form, Kind};
+use crate::error::Result;
 use crate::options::PassOption;
-use crate::pass::{Pass, PassCx, Profile};
+use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct TheXLayerNorm {
@@ -39,10 +39,6 @@ impl Pass for TheXLayerNorm {
         include_str!("the_x_layer_norm.rs")
     }
 
-    fn applies(&self, profile: Profile) -> bool {
-        profile == Profile::TheX
-    }
-
     fn options(&mut self) -> Vec<PassOption<'_>> {
         vec![PassOption::count(
             "samples",
@@ -53,7 +49,7 @@ impl Pass for TheXLayerNorm {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let nodes = find(graph, |op| matches!(op, ClearOp::LayerNorm { .. } | ClearOp::RmsNorm { .. }));
+        let nodes = chosen(graph, cx, Kind::LayerNorm, &[Form::Affine]);
         for &id in &nodes {
             let fit = fit(graph, id, cx, self.samples)?;
             let name = graph.node(id).name.clone();
@@ -83,27 +79,11 @@ fn fit(graph: &Graph, id: NodeId, cx: &PassCx, samples: usize) -> Result<Fit> {
     let node = graph.node(id);
     let channels = node.shape.last().copied().unwrap_or(1);
     let flags = &demand(graph)[&id];
-    let source = graph.operands(id)[0];
-    let teacher = cx.teacher.as_deref();
-    let target = teacher.and_then(|t| t.ids().find(|&i| t.node(i).name == node.name).map(|i| (t, i)));
-    let partials = cx.samples[..cx.samples.len().min(samples)]
-        .par_iter()
-        .map(|sample| -> Result<Vec<Moments>> {
-            let values = interpret::run_all(graph, sample)?;
-            let wanted = match target {
-                Some((teacher, id)) => interpret::run_all(teacher, sample)?[&id].clone(),
-                None => values[&id].clone(),
-            };
-            Ok(moments_of(&values[&source], &wanted, flags, channels))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let partials = fitting::measure(graph, id, cx, samples, |x, y| moments_of(x, y, flags, channels))?;
     // Summed in order, so that the result does not depend on the number of threads.
     let moments = partials.iter().fold(vec![[0.0; 6]; channels], |sum, part| add(sum, part));
     if moments.iter().any(|m| m[0] < 1.0) {
-        return Err(PassError::Invalid(format!(
-            "no calibration sample reaches `{}`: give --calibration an .npz with at least one sample",
-            node.name
-        )));
+        return Err(fitting::no_sample(graph, id));
     }
     Ok(solve(&moments))
 }

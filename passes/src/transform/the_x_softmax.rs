@@ -7,10 +7,11 @@
 use thex_ir::{ClearOp, Graph, NodeId, Reduction, UnaryFn};
 
 use super::masking::{hide, take_public_mask};
-use super::{Builder, find};
+use super::{Builder, chosen};
+use crate::choice::{Form, Kind};
 use crate::error::Result;
 use crate::options::PassOption;
-use crate::pass::{Pass, PassCx, Profile};
+use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct TheXSoftmax {
@@ -37,10 +38,6 @@ impl Pass for TheXSoftmax {
         include_str!("the_x_softmax.rs")
     }
 
-    fn applies(&self, profile: Profile) -> bool {
-        profile == Profile::TheX
-    }
-
     fn options(&mut self) -> Vec<PassOption<'_>> {
         vec![PassOption::number(
             "least-sum",
@@ -51,7 +48,7 @@ impl Pass for TheXSoftmax {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let nodes = find(graph, |op| matches!(op, ClearOp::Softmax { .. }));
+        let nodes = chosen(graph, cx, Kind::Softmax, &[Form::Cube]);
         for &id in &nodes {
             replace(graph, id, self.least_sum, cx)?;
             let name = graph.node(id).name.clone();

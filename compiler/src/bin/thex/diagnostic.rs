@@ -93,6 +93,7 @@ mod tests {
             PassError::Infeasible(vec![problem()]),
             PassError::Invalid("calibration needs at least one sample".into()),
             PassError::Option { setting, reason },
+            PassError::Choice { request: "*=cubes".into(), reason: "there is no form `cubes`".into() },
             PassError::Eval(CircuitError::Eval { op: "gather".into(), reason: "index 40000 of 30522".into() }),
             PassError::Internal { pass: "fold-affine".into(), when: "after", violations: "\n  - V003 at `x`".into() },
         ]

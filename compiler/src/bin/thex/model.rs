@@ -38,6 +38,11 @@ pub(crate) struct ModelArgs {
     /// How non-linear functions are computed.
     #[arg(long, value_enum, default_value = "exact")]
     profile: ProfileArg,
+    /// Compute single nodes in another form than the profile's; may be given again, later ones win. NODE is a name in the IR or in the ONNX
+    /// file, `*` for any text. FORM is, for a GELU, exact or relu; for a softmax, exact, two-pass, row-maximum or cube; for a
+    /// layer norm, exact, affine or constant.
+    #[arg(long, value_name = "NODE=FORM")]
+    approximate: Vec<String>,
     /// Shape of an input, batch included, for example `input_ids=1x16`. Taken from the calibration data if not given.
     #[arg(long = "shape", value_name = "NAME=1x16", value_parser = parse_shape)]
     shapes: Vec<(String, Vec<usize>)>,
@@ -65,6 +70,7 @@ impl ModelArgs {
         !(exact
             && precise
             && wide
+            && self.approximate.is_empty()
             && self.shapes.is_empty()
             && self.freeze.is_empty()
             && self.settings.pass_options.is_empty())
@@ -80,6 +86,7 @@ impl ModelArgs {
             model: model.to_owned(),
             calibration: calibration.to_owned(),
             profile: self.profile.into(),
+            approximate: self.approximate.clone(),
             shapes: self.shapes.iter().cloned().collect(),
             precision: Precision { output_error: self.output_error, margin: self.margin },
             dump_ir,

@@ -5,11 +5,11 @@ use std::fmt::Write;
 use thex::error::{CompileError, Result};
 use thex::pipeline::no_pass;
 use thex_passes::options::module_docs;
-use thex_passes::{Pass, Profile, registry};
+use thex_passes::{Pass, registry};
 
 use crate::print_out;
 
-/// List the passes in pipeline order, with profiles and options; or show one at length.
+/// List the passes in pipeline order, with options; or show one at length.
 #[derive(clap::Args)]
 pub(crate) struct PassesArgs {
     /// A pass.
@@ -27,12 +27,6 @@ pub(crate) fn run(args: &PassesArgs) -> Result<()> {
     print_out(&at_length(pass.as_mut()))
 }
 
-fn profiles(pass: &dyn Pass) -> String {
-    let all = [Profile::Exact, Profile::TheX];
-    let names: Vec<&str> = all.into_iter().filter(|&p| pass.applies(p)).map(Profile::name).collect();
-    names.join(", ")
-}
-
 /// Options with their defaults, a line each.
 fn options(pass: &mut dyn Pass, indent: &str) -> String {
     let name = pass.name();
@@ -45,18 +39,12 @@ fn options(pass: &mut dyn Pass, indent: &str) -> String {
 }
 
 fn brief(pass: &mut dyn Pass) -> String {
-    let head = format!("{:<22} [{}] {}\n", pass.name(), profiles(pass), pass.description());
+    let head = format!("{:<22} {}\n", pass.name(), pass.description());
     head + &options(pass, "    ")
 }
 
 fn at_length(pass: &mut dyn Pass) -> String {
     let options = options(pass, "  ");
     let options = if options.is_empty() { String::new() } else { format!("\noptions and their defaults\n{options}") };
-    format!(
-        "{}: {}\nprofiles: {}\n\n{}{options}",
-        pass.name(),
-        pass.description(),
-        profiles(pass),
-        module_docs(pass.source())
-    )
+    format!("{}: {}\n\n{}{options}", pass.name(), pass.description(), module_docs(pass.source()))
 }
