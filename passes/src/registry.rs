@@ -13,7 +13,7 @@ pub fn pipeline() -> Vec<Box<dyn Pass>> {
     vec![
         Box::new(Canonicalize),
         Box::new(ChooseForms),
-        Box::new(BoundMasks),
+        Box::new(BoundMasks::default()),
         Box::new(SplitClientServer),
         Box::new(TheXGelu),
         Box::new(TheXSoftmax::default()),

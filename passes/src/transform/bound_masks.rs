@@ -5,7 +5,7 @@
 //! addend of the scores, so a mask costs no bootstrap, but it costs range: scores of kept tokens and of masked ones share
 //! one encoding. So the mask takes away just so much that it does its work on the calibration data:
 //!
-//! * for a softmax, c such that masked tokens get at most `LEAK` of the attention of a row:
+//! * for a softmax, c such that masked tokens get at most ε of the attention of a row:
 //!   c ≥ ln Σ_masked exp s − ln Σ_kept exp s − ln ε;
 //! * for THE-X's cube ReLU(s/2 + 1)³, c such that masked scores are at most −2, its root: c ≥ max_masked s + 2.
 //!
@@ -26,13 +26,14 @@ use super::{Builder, find};
 use crate::analysis::{broadcast_map, client_nodes};
 use crate::choice::Form;
 use crate::error::Result;
+use crate::options::PassOption;
 use crate::pass::{Pass, PassCx};
 
 /// A score lowered by this much or more is masked: its exponential is 0 in single precision beside any other's.
 pub(super) const MASKED: f64 = -1e3;
 
 /// Largest part of a row's attention that masked tokens may get, on the calibration data.
-const LEAK: f64 = 1.0 / 128.0;
+const DEFAULT_LEAK: f64 = 1.0 / 128.0;
 
 /// Samples that are looked at.
 const MAX_SAMPLES: usize = 128;
@@ -41,7 +42,16 @@ const MAX_SAMPLES: usize = 128;
 const LEAST_BOUND: f64 = 1.0;
 
 /// See the module.
-pub struct BoundMasks;
+pub struct BoundMasks {
+    /// ε: largest part of a row's attention that masked tokens may get.
+    pub leak: f64,
+}
+
+impl Default for BoundMasks {
+    fn default() -> Self {
+        Self { leak: DEFAULT_LEAK }
+    }
+}
 
 impl Pass for BoundMasks {
     fn name(&self) -> &'static str {
@@ -56,8 +66,17 @@ impl Pass for BoundMasks {
         include_str!("bound_masks.rs")
     }
 
+    fn options(&mut self) -> Vec<PassOption<'_>> {
+        vec![PassOption::number(
+            "leak",
+            &mut self.leak,
+            1e-9..=0.5,
+            "largest part of a row's attention that masked tokens may get on the calibration data",
+        )]
+    }
+
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let sites = sites(graph, cx);
+        let sites = sites(graph, self.leak, cx);
         if sites.is_empty() {
             return Ok(false);
         }
@@ -77,6 +96,8 @@ impl Pass for BoundMasks {
 
 /// A mask that is added to the scores of one softmax.
 struct Site {
+    /// ε, for this softmax.
+    leak: f64,
     softmax: NodeId,
     /// Whether cubes stand in for it.
     cube: bool,
@@ -126,7 +147,7 @@ impl Need {
 }
 
 /// Every sum of scores and an encrypted mask that a softmax reads.
-fn sites(graph: &Graph, cx: &PassCx) -> Vec<Site> {
+fn sites(graph: &Graph, leak: f64, cx: &PassCx) -> Vec<Site> {
     let client = client_nodes(graph);
     let mut sites = Vec::new();
     let is_cube = |softmax: NodeId| cx.form(graph, softmax) == Some(Form::Cube);
@@ -143,6 +164,7 @@ fn sites(graph: &Graph, cx: &PassCx) -> Vec<Site> {
                 (ClearOp::Add, None) if client.contains(&other) && !client.contains(&scores) => {
                     let addends = addends.clone();
                     sites.push(Site {
+                        leak,
                         softmax,
                         cube: is_cube(softmax),
                         axis,
@@ -211,17 +233,17 @@ fn need(graph: &Graph, site: &Site, values: &Values) -> Need {
         need.seen |= !masked.is_empty();
         if !(kept.is_empty() || masked.is_empty()) {
             let bound = &mut need.bound[row / per_head];
-            *bound = bound.max(required(&kept, &masked, site.cube) / site.factor);
+            *bound = bound.max(required(&kept, &masked, site) / site.factor);
         }
     }
     need
 }
 
 /// How much must be taken from the masked scores of a row.
-fn required(kept: &[f64], masked: &[f64], cube: bool) -> f64 {
+fn required(kept: &[f64], masked: &[f64], site: &Site) -> f64 {
     let most = |s: &[f64]| s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let log_sum = |s: &[f64]| most(s) + s.iter().map(|x| (x - most(s)).exp()).sum::<f64>().ln();
-    if cube { 1.1 * (most(masked) + 2.0) } else { log_sum(masked) - log_sum(kept) - LEAK.ln() }
+    if site.cube { 1.1 * (most(masked) + 2.0) } else { log_sum(masked) - log_sum(kept) - site.leak.ln() }
 }
 
 /// Puts the bounded mask in place of `mask` in all its uses.
@@ -255,7 +277,8 @@ fn bound(graph: &mut Graph, mask: NodeId, uses: &[(&Site, Need)], cx: &mut PassC
 
 /// What the bound suffices for.
 fn enough_for(uses: &[(&Site, Need)]) -> String {
-    let exact = format!("masked tokens keep up to {:.2} % of a row's attention", 100.0 * LEAK);
+    let leak = uses.iter().map(|(site, _)| site.leak).fold(0.0, f64::max);
+    let exact = format!("masked tokens keep up to {:.2} % of a row's attention", 100.0 * leak);
     let [cube, other] = [true, false].map(|cube| uses.iter().any(|(site, _)| site.cube == cube));
     let root = "enough for the root of the cube".to_owned();
     let said = [(other, exact), (cube, root)].into_iter().filter(|(said, _)| *said).map(|(_, text)| text);

@@ -50,7 +50,7 @@ impl Pass for ExactSoftmax {
     }
 
     fn description(&self) -> &'static str {
-        "expand softmax into two passes of exp look-ups, a log and a reciprocal (exact)"
+        "expand softmax into exp look-ups after a shift, in two passes or by the row's maximum, and a reciprocal (exact)"
     }
 
     fn source(&self) -> &'static str {
