@@ -251,8 +251,8 @@ fn bound(graph: &mut Graph, mask: NodeId, uses: &[(&Site, Need)], cx: &mut PassC
     let name = graph.node(mask).name.clone();
     if !uses.iter().any(|(_, need)| need.seen) {
         cx.note(format!(
-            "warning: `{name}` masks nothing in the calibration data, so padded inputs will be refused a place in its range: \
-             calibrate with padded samples, or make the mask public with --freeze"
+            "warning: `{name}` masks nothing in the calibration data, so the mask of a padded input will be clamped away, and \
+             its padding read like words: calibrate with padded samples, or make the mask public with --freeze"
         ));
     }
     let largest = uses.iter().flat_map(|(_, n)| n.bound.iter().copied()).fold(LEAST_BOUND, f64::max);
