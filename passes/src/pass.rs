@@ -8,6 +8,7 @@ use thex_ir::{Graph, NodeId, Tensor};
 
 use crate::choice::{Form, Forms, Kind};
 use crate::error::Result;
+use crate::lower::Analysis;
 use crate::options::PassOption;
 
 /// How non-linear functions are computed, unless chosen for single nodes.
@@ -45,7 +46,7 @@ pub struct Precision {
 
 impl Default for Precision {
     fn default() -> Self {
-        Self { output_error: 0.06, margin: 0.125 }
+        Self { output_error: 0.12, margin: 0.125 }
     }
 }
 
@@ -73,6 +74,10 @@ pub struct PassCx {
     pub precision: Precision,
     /// Parameters of the circuit.
     pub parameters: Parameters,
+    /// Whether they are settled; if not, `select-parameters` chooses them.
+    pub parameters_fixed: bool,
+    /// What `select-parameters` found out about the graph that it hands on.
+    pub analysis: Option<Arc<Analysis>>,
     /// Calibration samples.
     pub samples: Samples,
     /// What the client computes before encryption; set by `split-client-server`.
@@ -103,6 +108,8 @@ impl PassCx {
             forms: Forms::new(),
             precision: Precision::default(),
             parameters: Parameters::standard(),
+            parameters_fixed: false,
+            analysis: None,
             samples,
             prologue: None,
             epilogue: None,

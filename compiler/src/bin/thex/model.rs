@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use thex::error::{CompileError, Result};
 use thex::pipeline::CompileOptions;
+use thex_circuit::Parameters;
 use thex_passes::{Precision, Profile};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -52,6 +53,10 @@ pub(crate) struct ModelArgs {
     /// Widening of calibrated ranges, as a fraction of their width on each side.
     #[arg(long, value_name = "M", default_value_t = Precision::default().margin)]
     margin: f64,
+    /// Cryptographic parameters, for example `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
+    /// keyswitch, bootstrap and packing. Noises follow from the dimensions at 132 bits of security.
+    #[arg(long, value_name = "SET")]
+    parameters: Option<Parameters>,
     /// Make an input public and constant, with its value in the calibration data or filled with a number; may be given
     /// again. A frozen attention mask costs nothing, and what it hides is not computed.
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_freeze)]
@@ -72,6 +77,7 @@ impl ModelArgs {
             && wide
             && self.approximate.is_empty()
             && self.shapes.is_empty()
+            && self.parameters.is_none()
             && self.freeze.is_empty()
             && self.settings.pass_options.is_empty())
     }
@@ -89,6 +95,7 @@ impl ModelArgs {
             approximate: self.approximate.clone(),
             shapes: self.shapes.iter().cloned().collect(),
             precision: Precision { output_error: self.output_error, margin: self.margin },
+            parameters: self.parameters,
             dump_ir,
             pass_options: self.settings.pass_options.clone(),
             freeze: self.freeze.iter().cloned().collect(),
