@@ -27,6 +27,7 @@ pub mod interface;
 pub mod interval;
 mod missing;
 pub mod pipeline;
+mod probe;
 pub mod report;
 pub mod trace;
 

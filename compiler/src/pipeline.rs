@@ -20,6 +20,7 @@ use crate::freeze::{self, Freeze};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
 use crate::interface::{self, InterfaceOptions};
 use crate::missing::missing;
+use crate::probe::probe;
 
 /// What to compile and how.
 #[derive(Clone, Debug, Default)]
@@ -206,6 +207,7 @@ fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)
         cx.parameters_fixed = true;
     }
     cx.approximate.clone_from(&options.approximate);
+    cx.probe = Some(probe());
     for input in &frozen {
         cx.note(format!("{}: public, a constant of the circuit (--freeze)", input.name));
     }

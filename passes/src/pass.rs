@@ -61,6 +61,37 @@ pub struct ErrorSource {
     pub variance: f64,
 }
 
+/// For each look-up argument of a placed graph and each of its elements: errors seen on calibration samples, in its units.
+pub type Errors = std::collections::BTreeMap<NodeId, Vec<Vec<f64>>>;
+
+/// Measures [`Errors`]: a placed graph and its context in, or a reason why it cannot be run.
+type Measure = dyn Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync;
+
+/// Runs a placed graph with noise. Passes know no circuit and no simulator, so whoever runs them lends one.
+#[derive(Clone)]
+pub struct Probe(Arc<Measure>);
+
+impl Probe {
+    /// Takes the function that measures.
+    pub fn new(measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(measure))
+    }
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// The graph cannot be run.
+    pub fn measure(&self, graph: &Graph, cx: &PassCx) -> std::result::Result<Errors, String> {
+        (self.0)(graph, cx)
+    }
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Probe")
+    }
+}
+
 /// What passes share: options in, statistics and a log out.
 #[derive(Clone, Debug)]
 pub struct PassCx {
@@ -76,6 +107,8 @@ pub struct PassCx {
     pub parameters: Parameters,
     /// Whether they are settled; if not, `select-parameters` chooses them.
     pub parameters_fixed: bool,
+    /// Runs placed graphs with noise, if there is something that can.
+    pub probe: Option<Probe>,
     /// What `select-parameters` found out about the graph that it hands on.
     pub analysis: Option<Arc<Analysis>>,
     /// Calibration samples.
@@ -109,6 +142,7 @@ impl PassCx {
             precision: Precision::default(),
             parameters: Parameters::standard(),
             parameters_fixed: false,
+            probe: None,
             analysis: None,
             samples,
             prologue: None,

@@ -292,7 +292,7 @@ fn lowered_already(node: &str) -> PassError {
 }
 
 /// A range for each element of a flat node.
-fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
+pub(super) fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
     let mut numbers: BTreeMap<(u64, u64), u32> = BTreeMap::new();
     let mut ranges = Ranges { class: Vec::new(), lo: Vec::new(), hi: Vec::new(), rms: Vec::new() };
     for &(lo, hi) in elements {

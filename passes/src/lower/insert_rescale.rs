@@ -75,7 +75,7 @@ impl Pass for InsertRescale {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let analysis = cx.analysis.take().map_or_else(|| Analysis::new(graph, cx).map(Arc::new), Ok)?;
+        let analysis = cx.analysis.clone().map_or_else(|| Analysis::new(graph, cx).map(Arc::new), Ok)?;
         let Analysis { sensitivity, floored, rounding } = &*analysis;
         let mut guarded = Scaling::new(graph, cx, floored, rounding);
         guarded.collect();
@@ -105,6 +105,7 @@ impl Pass for InsertRescale {
         }
         round_weights(graph, sensitivity)?;
         noise_bits(graph, cx);
+        cx.analysis = Some(analysis);
         graph.stage = Stage::Placed;
         cx.count("amplitudes", amplitudes.len() as u64);
         Ok(true)
@@ -131,6 +132,14 @@ impl Analysis {
         let floored = sensitivity.floored(budget, LEAST_PRECISION);
         let rounding = rounding(graph, cx, &floored, &|id, i| base_scale(graph, cx, id, i))?;
         Ok(Self { sensitivity, floored, rounding })
+    }
+
+    /// The same for a graph whose ranges have changed.
+    pub(super) fn with_widths_of(&self, graph: &Graph) -> Self {
+        let mut changed = self.clone();
+        changed.sensitivity.set_widths(graph);
+        changed.floored.set_widths(graph);
+        changed
     }
 }
 

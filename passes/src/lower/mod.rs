@@ -4,6 +4,7 @@
 //! * [`products`]: which operand of a product rotates, and how many products share a rotation;
 //! * [`InsertBootstraps`]: look-ups, products, packs and keyswitches made explicit;
 //! * [`SelectParameters`]: the cheapest cryptographic parameters that the error budget allows;
+//! * [`WidenForNoise`]: room in ranges for the errors that reach them;
 //! * [`sensitivity`]: what an error anywhere does to the outputs;
 //! * [`InsertRescale`]: the encoding of every ciphertext.
 
@@ -14,10 +15,12 @@ pub mod products;
 mod select_parameters;
 pub mod sensitivity;
 mod solver;
+mod widen_for_noise;
 
 pub use insert_bootstraps::{InsertBootstraps, Lowered, lower};
 pub use insert_rescale::{Analysis, InsertRescale};
 pub use select_parameters::SelectParameters;
+pub use widen_for_noise::WidenForNoise;
 
 use thex_circuit::{NoiseModel, Parameters};
 

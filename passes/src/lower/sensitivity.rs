@@ -81,6 +81,11 @@ impl Sensitivity {
         floored
     }
 
+    /// Takes the ranges of a graph with the same nodes.
+    pub(super) fn set_widths(&mut self, graph: &Graph) {
+        self.widths.iter_mut().for_each(|(id, of_node)| *of_node = widths(graph, *id));
+    }
+
     /// Σ over elements of gradient × (width of the range)²: times the variance of a noise relative to the range, this
     /// is the variance that it adds to the outputs.
     #[must_use]
