@@ -56,7 +56,8 @@ fn errors_of<'a>(
         phases.extend(values[&traced.id].iter().zip(encodings.iter()).map(|(value, encoding)| encoding.encode(*value)));
     }
     let simulation = simulator.run(&phases, seed)?;
-    let argument = |t: &&Traced| matches!(graph.node(t.id).op, Op::He(HeOp::Linear { purpose: Purpose::Argument { .. }, .. }));
+    let argument =
+        |t: &&Traced| matches!(graph.node(t.id).op, Op::He(HeOp::Linear { purpose: Purpose::Argument { .. }, .. }));
     let of = |traced: &'a Traced| {
         let encodings = graph.node(traced.id).facts.encodings.as_ref()?;
         let ideal = &values[&traced.id];

@@ -73,7 +73,9 @@ pub struct Probe(Arc<Measure>);
 
 impl Probe {
     /// Takes the function that measures.
-    pub fn new(measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(measure))
     }
 

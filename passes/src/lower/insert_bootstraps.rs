@@ -156,7 +156,8 @@ impl InsertBootstraps {
         sensitivity: &Sensitivity,
         cx: &mut PassCx,
     ) -> ProductPlans {
-        let asked = (PRODUCTS_PART * cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+        let asked = (PRODUCTS_PART * cx.precision.output_error * sensitivity.output_spread).powi(2)
+            * sensitivity.outputs as f64;
         let budget = asked.max(self.product_share * look_up_noise(&lowered.graph, sensitivity, cx));
         let floored = sensitivity.floored(budget, LEAST_ROTATION);
         let sites: Vec<(NodeId, Vec<Candidate>)> = lowered

@@ -101,7 +101,11 @@ impl Pass for InsertRescale {
         if self.exact_sums {
             let sums = snap_sums(graph, cx.parameters.positions() as f64);
             cx.count("exact-sums", sums.exact);
-            sums.rounded.iter().for_each(|(name, rows)| cx.note(format!("{name}: {rows} sums of equal weights are rounded, since their weight would be less than 1")));
+            sums.rounded.iter().for_each(|(name, rows)| {
+                cx.note(format!(
+                    "{name}: {rows} sums of equal weights are rounded, since their weight would be less than 1"
+                ))
+            });
         }
         round_weights(graph, sensitivity)?;
         noise_bits(graph, cx);
@@ -561,7 +565,9 @@ fn snap_row(
     let offset = old.offset + (old.scale - scale) * middle;
     Arc::make_mut(&mut encodings)[o] = Encoding { scale, offset };
     graph.node_mut(id).facts.encodings = Some(encodings);
-    for summand in summands.iter().filter(|s| s.source != first && s.follows(graph)).map(|s| s.source).collect::<Vec<_>>() {
+    for summand in
+        summands.iter().filter(|s| s.source != first && s.follows(graph)).map(|s| s.source).collect::<Vec<_>>()
+    {
         snap_source(graph, summand, scale, row, gather, operands);
     }
     Some(true)

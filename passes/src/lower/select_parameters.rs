@@ -106,7 +106,10 @@ fn work(graph: &Graph) -> Work {
             Op::He(HeOp::Pack { gather, .. }) => {
                 work.packs += gather.iter().filter(|&&a| a != Address::ABSENT).count() as f64;
             }
-            Op::He(HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Decrypt { .. }) | Op::Clear(_) | Op::Input | Op::Constant(_) => {}
+            Op::He(HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Decrypt { .. })
+            | Op::Clear(_)
+            | Op::Input
+            | Op::Constant(_) => {}
         }
     }
     work
@@ -202,7 +205,9 @@ fn resize(graph: &mut Graph, size: usize) {
             *positions = new;
         }
         for argument in arguments {
-            if let Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) = &mut graph.node_mut(argument).op {
+            if let Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) =
+                &mut graph.node_mut(argument).op
+            {
                 *positions = new;
             }
         }

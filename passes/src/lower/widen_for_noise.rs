@@ -92,7 +92,11 @@ impl WidenForNoise {
             let Some(ranges) = graph.node(id).facts.ranges.clone() else { continue };
             let (wider, count, most) = self.widened(&ranges, of_elements, cx.precision.margin);
             if count > 0 {
-                cx.note(format!("{}: {count} of {} ranges widened for errors, at most {most:.2} times", graph.node(id).name, ranges.lo.len()));
+                cx.note(format!(
+                    "{}: {count} of {} ranges widened for errors, at most {most:.2} times",
+                    graph.node(id).name,
+                    ranges.lo.len()
+                ));
                 graph.node_mut(id).facts.ranges = Some(Arc::new(wider));
                 grown += count;
             }

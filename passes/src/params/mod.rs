@@ -146,7 +146,8 @@ fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -
     for x in &keyswitches {
         for y in &bootstraps {
             for z in &packings {
-                let parameters = Parameters { keyswitch: x.keyswitch, bootstrap: y.bootstrap, packing: z.packing, ..base };
+                let parameters =
+                    Parameters { keyswitch: x.keyswitch, bootstrap: y.bootstrap, packing: z.packing, ..base };
                 sets.push(Priced::new(parameters, work));
             }
         }
@@ -159,10 +160,13 @@ fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -
 pub fn front(grid: &Grid, work: &Work) -> Vec<Priced> {
     let shapes: Vec<((usize, usize), usize)> =
         grid.rings.iter().flat_map(|&ring| grid.dimensions.iter().map(move |&n| (ring, n))).collect();
-    let mut all: Vec<Priced> = shapes.par_iter().flat_map_iter(|&(ring, n)| of_dimension(grid, ring, n, work)).collect();
+    let mut all: Vec<Priced> =
+        shapes.par_iter().flat_map_iter(|&(ring, n)| of_dimension(grid, ring, n, work)).collect();
     all.retain(|p| p.parameters.check().is_ok());
     // Sets of equal cost: the quieter one first, so that it stays.
-    all.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.argument.total_cmp(&b.argument)).then(a.bootstrap.total_cmp(&b.bootstrap)));
+    all.sort_by(|a, b| {
+        a.cost.total_cmp(&b.cost).then(a.argument.total_cmp(&b.argument)).then(a.bootstrap.total_cmp(&b.bootstrap))
+    });
     let mut front: Vec<Priced> = Vec::new();
     for candidate in all {
         if !front.iter().any(|f| candidate.is_beaten_by(f)) {
@@ -211,7 +215,9 @@ mod tests {
                 for &(ks, ks_levels) in &grid.keyswitches {
                     for &(bs, bs_levels) in &grid.bootstraps {
                         for &(pk, pk_levels) in &grid.packings {
-                            let text = format!("n={n},k={k},N={size},ks={ks}x{ks_levels},bs={bs}x{bs_levels},pk={pk}x{pk_levels}");
+                            let text = format!(
+                                "n={n},k={k},N={size},ks={ks}x{ks_levels},bs={bs}x{bs_levels},pk={pk}x{pk_levels}"
+                            );
                             all.push(Priced::new(text.parse().unwrap(), &WORK));
                         }
                     }
@@ -227,7 +233,8 @@ mod tests {
         let front = front(&grid, &WORK);
         for needs in &all {
             // A set exists that is as quiet as `needs`: itself.
-            let oracle = all.iter().filter(|p| needs.is_no_quieter_than(p)).map(|p| p.cost).fold(f64::INFINITY, f64::min);
+            let oracle =
+                all.iter().filter(|p| needs.is_no_quieter_than(p)).map(|p| p.cost).fold(f64::INFINITY, f64::min);
             let found = cheapest(&front, |p| needs.is_no_quieter_than(p)).unwrap();
             assert!((found.cost / oracle - 1.0).abs() < 1e-12, "{}: {} but {oracle}", needs.parameters, found.cost);
         }

@@ -181,8 +181,10 @@ impl FromStr for Parameters {
 
     /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
-        let parts: Vec<(&str, &str)> = text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
+        let wrong =
+            || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
+        let parts: Vec<(&str, &str)> =
+            text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
         let one = |name: &str| {
             let mut found = parts.iter().filter(|(n, _)| *n == name).map(|(_, value)| *value);
             found.next().filter(|_| found.next().is_none()).ok_or_else(wrong)
@@ -221,7 +223,13 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "n=850", "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12", "n=850,n=850,N=2048,ks=3x5,bs=15x2,pk=12x3", "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,q=64"] {
+        for text in [
+            "",
+            "n=850",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12",
+            "n=850,n=850,N=2048,ks=3x5,bs=15x2,pk=12x3",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,q=64",
+        ] {
             assert!(text.parse::<Parameters>().is_err(), "{text}");
         }
     }
