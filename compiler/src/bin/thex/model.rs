@@ -14,12 +14,15 @@ pub(crate) enum ProfileArg {
     Exact,
     /// THE-X: ReLU, cubic softmax, affine layer norms.
     TheX,
+    /// The cheapest mixture of forms that keeps to a budget (`compile` only: --budget-accuracy, --budget-seconds).
+    Auto,
 }
 
 impl From<ProfileArg> for Profile {
     fn from(arg: ProfileArg) -> Self {
         match arg {
-            ProfileArg::Exact => Self::Exact,
+            // The search of `auto` starts from the exact circuit.
+            ProfileArg::Exact | ProfileArg::Auto => Self::Exact,
             ProfileArg::TheX => Self::TheX,
         }
     }
@@ -80,6 +83,20 @@ impl ModelArgs {
             && self.parameters.is_none()
             && self.freeze.is_empty()
             && self.settings.pass_options.is_empty())
+    }
+
+    /// Whether forms are to be searched for.
+    pub(crate) fn auto(&self) -> bool {
+        matches!(self.profile, ProfileArg::Auto)
+    }
+
+    /// Options of the compiler for this model and data, for commands that search nothing.
+    pub(crate) fn plain_options(&self, model: &Path, calibration: &Path) -> Result<CompileOptions> {
+        if self.auto() {
+            let help = "`--profile auto` is for `thex compile`: it prints the forms that it takes, for `--approximate`";
+            return Err(CompileError::Usage(help.into()));
+        }
+        self.options(model, calibration, None)
     }
 
     /// Options of the compiler for this model and data.
