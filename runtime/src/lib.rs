@@ -3,6 +3,7 @@
 //! * [`keys`]: client and server keys, their files;
 //! * [`client`]: values → ciphertexts → values;
 //! * [`source`]: where those values come from: a data set, a [`text`] or an [`image`];
+//! * [`share`]: results that others than the key's owner may see;
 //! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
@@ -24,6 +25,7 @@ pub mod keys;
 pub mod labels;
 pub mod npz;
 pub mod progress;
+pub mod share;
 pub mod simulate;
 pub mod source;
 pub mod text;

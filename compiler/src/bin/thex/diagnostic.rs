@@ -116,6 +116,7 @@ mod tests {
     fn runtime_errors() -> Vec<RuntimeError> {
         vec![
             RuntimeError::Input("input `image` contains NaN".into()),
+            RuntimeError::NotShareable("30 bits leave nothing of the values".into()),
             RuntimeError::Mismatch { left: "a".into(), right: "b".into(), reason: "other keys".into() },
             RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
             RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },
