@@ -100,8 +100,8 @@ pub fn plan(ports: &[Port], sharing: Sharing) -> Result<Flooding> {
     }
     let worst = plan.deviations.iter().flatten().copied().fold(0.0, f64::max);
     let room = match room(ports, sharing.results) {
-        Some(bits) => format!("The precision leaves room for {bits} bits"),
-        None => "The precision leaves room for not even 1 bit".to_owned(),
+        Some(bits) => format!("The most that the precision leaves room for is {bits}"),
+        None => "The precision leaves no room for even one bit".to_owned(),
     };
     Err(RuntimeError::NotShareable(format!(
         "{} bits of statistical security for {} results take noise of up to {worst:.3e} rms, which leaves nothing of the values. {room}. \
@@ -179,11 +179,13 @@ mod tests {
         let plan30 = plan(&precise, Sharing { bits: 30, results: 1 }).unwrap();
         assert!((20.0..30.0).contains(&plan30.bits_left), "{}", plan30.bits_left);
         let text = plan(&precise, Sharing { bits: 64, results: 1 }).unwrap_err().to_string();
-        assert!(text.contains("room for 5") && text.contains("bits"), "{text}");
+        assert!(text.contains("room for is 5"), "{text}");
         // The digits: 10 logits, error 0.19, a turn of 16.
         let error = plan(&[port(10, 16.0, 0.19)], Sharing { bits: 30, results: 1 }).unwrap_err();
         assert_eq!(error.code(), "TX0104");
-        assert!(error.to_string().contains("not even 1 bit"), "{error}");
+        assert!(error.to_string().contains("room for is 1."), "{error}");
+        let error = plan(&[port(10, 16.0, 0.5)], Sharing { bits: 1, results: 1 }).unwrap_err();
+        assert!(error.to_string().contains("no room for even one bit"), "{error}");
     }
 
     #[test]

@@ -225,8 +225,8 @@ fn damage(path: &Path, copy: &Path, load: impl Fn(&Path) -> bool) {
         std::fs::write(copy, &bytes[..cut]).unwrap();
         assert!(!load(copy), "cut at {cut}");
     }
-    // Every bit of the first kilobyte, and then bits all over.
-    let bits = (0..8 * bytes.len().min(1024)).chain((0..8 * bytes.len()).step_by(bytes.len() / 64 * 8 + 1));
+    // Every bit of magic, digest and lengths, and then bits all over.
+    let bits = (0..8 * bytes.len().min(80)).chain((0..8 * bytes.len()).step_by(bytes.len() / 64 * 8 + 1));
     for bit in bits {
         let mut other = bytes.clone();
         other[bit / 8] ^= 1 << (bit % 8);
@@ -266,7 +266,7 @@ fn a_key_whose_dimensions_are_not_its_parameters_is_refused() {
         let mut bytes = original.clone();
         bytes[at..at + 3].copy_from_slice(dimension);
         put(&work.path("k"), &reseal(bytes));
-        let text = ClientKey::load(&work.path("k")).err().expect("an error").to_string();
+        let text = ClientKey::load(&work.path("k")).expect_err("an error").to_string();
         assert!(text.contains(complaint), "{text}");
     }
 }
@@ -412,7 +412,7 @@ fn sharing_floods_or_refuses() {
     // An error of 1e-3 on 16: no room.
     let error = share::decrypt(&bundle, &key, &result, sharing).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("TX0104", ErrorKind::Unsupported));
-    assert!(error.to_string().contains("room for"), "{error}");
+    assert!(error.to_string().contains("no room") || error.to_string().contains("room for"), "{error}");
     // With the error that this circuit really has (fresh noise alone), there is.
     bundle.outputs[0].noise = vec![16.0 * (-44.0_f64).exp2()];
     let values: Vec<f64> =
@@ -421,5 +421,5 @@ fn sharing_floods_or_refuses() {
     let sd = flooding.deviations[0][0];
     let measured = (values.iter().map(|v| (v - 2.25).powi(2)).sum::<f64>() / 64.0).sqrt();
     assert!((0.7..1.3).contains(&(measured / sd)), "{measured} {sd}");
-    assert!(values.windows(2).any(|w| w[0] != w[1]), "the noise is fresh");
+    assert!(values.windows(2).any(|w| (w[0] - w[1]).abs() > sd / 8.0), "the noise is fresh");
 }

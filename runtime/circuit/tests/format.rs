@@ -1,4 +1,4 @@
-//! Circuits and bundles as hostile bytes: every flipped bit, every cut, other versions, sizes that lie. `runtime/tests/files.rs` does the
+//! Circuits and bundles as hostile bytes: flipped bits, every cut, other versions, sizes that lie. `runtime/tests/files.rs` does the
 //! same for keys and ciphertexts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -80,11 +80,12 @@ fn files() -> [(Vec<u8>, Load); 2] {
 }
 
 #[test]
-fn every_flipped_bit_is_noticed() {
+fn flipped_bits_are_noticed() {
     let folder = Folder::new();
     for (bytes, load) in files() {
         assert_eq!(load(&folder.put(&bytes)), Ok(()));
-        for bit in 0..bytes.len() * 8 {
+        // Every bit of the first bytes, where magic, version and digest lie, and one of every byte after.
+        for bit in (0..8 * 160).chain((160..bytes.len()).map(|at| 8 * at + at % 8)) {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             let error = load(&folder.put(&flipped)).expect_err("a flipped bit");
@@ -164,7 +165,7 @@ fn weaker_parameters_are_refused_by_both() {
     let folder = Folder::new();
     for (bytes, load) in files() {
         let at = bytes.windows(3).position(|w| w == b"850").unwrap();
-        for dimension in [b"599", b"100", b"000"] {
+        for dimension in [b"599", b"100", b"  0"] {
             let mut weaker = bytes.clone();
             weaker[at..at + 3].copy_from_slice(dimension);
             let error = load(&folder.put(&reseal(weaker))).unwrap_err();
