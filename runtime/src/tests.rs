@@ -212,7 +212,7 @@ fn other_half_of_the_torus_is_negated_and_output_noise_is_modelled() {
 #[test]
 fn lut_product_multiplies_each_slot() {
     let p = Parameters::standard();
-    let (slots, stride, count) = (8_usize, 256_usize, 64);
+    let (slots, stride, count) = (8_usize, 256_usize, 128);
     let values: Vec<f64> = (0..slots).map(|j| (j as f64 - 3.5) / 4096.0).collect();
     // Packed again and again, from fresh ciphertexts: one pack is one draw of the packing noise, however often it is rotated.
     let packed: Vec<Vec<u64>> = (0..count / 4)

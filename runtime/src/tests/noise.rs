@@ -93,7 +93,7 @@ fn look_ups_have_the_modelled_noise_on_both_sides() {
     assert!((0.75..1.3).contains(&argument), "{argument}");
     let phases: Vec<u64> = (0..1024).map(|i| torus(f64::from(i % 2) * 0.5 + 0.25)).collect();
     let results = pbs(&phases, &[1 << 28; 2048]);
-    let sign = |i: usize| if i % 2 == 0 { 1.0 / 16.0 } else { -1.0 / 16.0 };
+    let sign = |i: usize| [1.0, -1.0][i % 2] / 16.0;
     let errors: Vec<f64> = results.iter().enumerate().map(|(i, y)| y - sign(i)).collect();
     // The formula bounds the noise of the floating-point transform.
     let output = ratio("look-up output", &errors, noise.bootstrap);
@@ -140,7 +140,7 @@ fn arguments_leave_the_half_torus_as_often_as_modelled() {
     for (margin, count) in [(0.5, 512), (1.0, 512), (2.0, 1024)] {
         // Half at the lower edge, half at the upper.
         let phases: Vec<u64> = (0..count)
-            .map(|i| if i % 2 == 0 { torus(margin * deviation) } else { torus(0.5 - margin * deviation) })
+            .map(|i| if i & 1 == 0 { torus(margin * deviation) } else { torus(0.5 - margin * deviation) })
             .collect();
         let left = pbs(&phases, &[1 << 28; 2048]).iter().filter(|&&y| y < 0.0).count() as u32;
         let (low, high) = clopper_pearson(count, left);
