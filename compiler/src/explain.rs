@@ -263,7 +263,7 @@ What to do: compile the model again with this version.",
         kind: Kind::Unsupported,
         title: "a result cannot be made safe to share",
         text: "\
-`decrypt --share BITS` hides the error of a result, which depends on the secret key, under fresh noise that is larger by about BITS
+`decrypt --share=BITS` hides the error of a result, which depends on the secret key, under fresh noise that is larger by about BITS
 bits. This result has not that many bits between its error and its range, so nothing of it would be left.
 
 Common causes: the outputs of a transformer have three to six bits above their noise, while 30 bits of statistical security take

@@ -98,7 +98,7 @@ pub struct DecryptArgs {
     pub raw: bool,
     /// Add noise, so that the result may be shown to others with BITS bits of statistical security (30 if not given). Refused
     /// where nothing of the result would be left.
-    #[arg(long, value_name = "BITS", num_args = 0..=1, default_missing_value = "30", conflicts_with = "raw",
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "30", conflicts_with = "raw",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(share::MAX_BITS)))]
     pub share: Option<u32>,
     /// How many results under this key will be shown to others in all: --share adds the more noise.
