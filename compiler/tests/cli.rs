@@ -124,7 +124,7 @@ fn sharing_adds_noise_or_says_how_much_room_there_is() {
     thex_circuit::file::write_atomic(&key, &secret, true).unwrap();
     let (bundle, result) = (golden.join("m.client"), golden.join("out.ct"));
     let start = ["decrypt", text(&bundle), "--key", text(&key), "--input", text(&result), "--json"];
-    fail(&[&start[..], &["--share"]].concat(), &["TX0104", "30 bits", "room for is", "Share the decision"]);
+    fail(&[&start[..], &["--share"]].concat(), &["TX0104", "30 bits", "room for is", "instead of the numbers"]);
     fail(&[&start[..], &["--share=65"]].concat(), &["65"]);
     fail(&[&start[..], &["--share", "--raw"]].concat(), &["--raw"]);
     let shared = succeed(&[&start[..], &["--share=1", "--shared-results", "2"]].concat());

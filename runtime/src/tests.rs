@@ -129,6 +129,7 @@ fn keyswitch_noise_is_modelled() {
         })
         .collect();
     let ratio = deviation(&errors) / NoiseModel::new(&Parameters::standard()).keyswitch.sqrt();
+    println!("keyswitch noise / model {ratio:.3}");
     // The noise of the key itself is the same for all samples of one key: a fifth of margin.
     assert!((0.8..1.2).contains(&ratio), "{ratio}");
 }
@@ -175,6 +176,7 @@ fn packing_noise_is_modelled() {
     let errors: Vec<f64> =
         plain.as_ref().iter().enumerate().filter(|(i, _)| i % 1024 != 0).map(|(_, &x)| turns(x)).collect();
     let ratio = deviation(&errors) / (2.0 * NoiseModel::new(&p).packing).sqrt();
+    println!("packing noise / model {ratio:.3}");
     assert!((0.8..1.2).contains(&ratio), "{ratio}");
     assert!((turns(plain.as_ref()[0]) - 0.1).abs() < 1e-7);
     assert!((turns(plain.as_ref()[1024]) + 0.2).abs() < 1e-7);

@@ -111,7 +111,7 @@ fn binomial(n: u32, k: u32, p: f64) -> f64 {
     sum
 }
 
-/// The exact interval of Clopper and Pearson (Biometrika 1934) at 99.9 %.
+/// The exact interval of Clopper and Pearson (Biometrika 1934) at 99.999 %: the noise is fresh in every run of the tests.
 fn clopper_pearson(n: u32, k: u32) -> (f64, f64) {
     let solve = |above: &dyn Fn(f64) -> bool| {
         let (mut lo, mut hi) = (1e-12, 1.0 - 1e-12);
@@ -121,8 +121,8 @@ fn clopper_pearson(n: u32, k: u32) -> (f64, f64) {
         }
         0.5 * (lo + hi)
     };
-    let low = if k == 0 { 0.0 } else { solve(&|p| 1.0 - binomial(n, k - 1, p) > 5e-4) };
-    (low, solve(&|p| binomial(n, k, p) < 5e-4))
+    let low = if k == 0 { 0.0 } else { solve(&|p| 1.0 - binomial(n, k - 1, p) > 5e-6) };
+    (low, solve(&|p| binomial(n, k, p) < 5e-6))
 }
 
 /// P(N(0, 1) > x), by Simpson's rule on [x, x + 10].
@@ -153,7 +153,7 @@ fn arguments_leave_the_half_torus_as_often_as_modelled() {
 #[test]
 fn the_exact_interval_covers() {
     let (low, high) = clopper_pearson(1000, 0);
-    assert!(low.abs() < 1e-12 && (high - 0.007_572).abs() < 1e-5, "{high}");
+    assert!(low.abs() < 1e-12 && (high - 0.012_132).abs() < 1e-5, "{high}");
     let (low, high) = clopper_pearson(100, 50);
-    assert!((0.325..0.345).contains(&low) && (low + high - 1.0).abs() < 1e-9, "{low} {high}");
+    assert!((0.285..0.286).contains(&low) && (low + high - 1.0).abs() < 1e-9, "{low} {high}");
 }
