@@ -19,6 +19,7 @@ use report::ReportArgs;
 mod compare;
 mod compile;
 mod diagnostic;
+mod distill;
 mod explain;
 mod export;
 mod inspect;
@@ -61,6 +62,7 @@ enum Command {
     Evaluate(EvaluateArgs),
     Trace(trace::TraceArgs),
     Compare(compare::CompareArgs),
+    Distill(Box<distill::DistillArgs>),
     Export(export::ExportArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
@@ -134,6 +136,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Evaluate(args) => run_evaluate(args),
         Command::Trace(args) => trace::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Distill(args) => distill::run(args),
         Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
