@@ -103,7 +103,7 @@ impl Kind {
 /// candle fails only on graphs that our own interpreter refuses too.
 impl From<candle_core::Error> for CompileError {
     fn from(error: candle_core::Error) -> Self {
-        Self::Internal(format!("distillation: {error}"))
+        Self::Internal(format!("distillation: {}", crate::distill::brief(&error)))
     }
 }
 

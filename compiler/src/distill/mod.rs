@@ -49,6 +49,7 @@ use program::Program;
 use train::{Course, Plan, Trainee};
 
 pub use loss::LossWeights;
+pub(crate) use program::brief;
 
 /// Suffix of the checkpoint.
 pub const CHECKPOINT: &str = ".checkpoint";

@@ -130,7 +130,10 @@ impl Program {
                         }
                     }
                     let value = apply(op, &read, &step.shape);
-                    Some(value.map_err(|e| CompileError::Internal(format!("`{}` in candle: {e}", step.name)))?)
+                    Some(
+                        value
+                            .map_err(|e| CompileError::Internal(format!("`{}` in candle: {}", step.name, brief(&e))))?,
+                    )
                 }
             };
             values.push(value.ok_or_else(|| CompileError::Internal(format!("`{}` has no value", step.name)))?);
@@ -149,6 +152,11 @@ pub(super) fn candle(value: &Tensor, dtype: DType) -> candle_core::Result<Candle
 pub(super) fn ours(value: &Candle) -> Result<Tensor> {
     let flat = value.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     ArrayD::from_shape_vec(IxDyn(value.dims()), flat).map_err(|e| CompileError::Internal(e.to_string()))
+}
+
+/// What candle says, without the backtrace that it appends.
+pub(crate) fn brief(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 type Candid<T> = candle_core::Result<T>;
@@ -182,10 +190,7 @@ fn apply(op: &ClearOp, operands: &[Value], shape: &[usize]) -> Candid<Value> {
     let x = &operands[0].tensor;
     let tensor = match op {
         ClearOp::Linear => linear(operands, &full, shape.len())?,
-        ClearOp::MatMul => {
-            let (a, b) = pair()?;
-            a.contiguous()?.broadcast_matmul(&b.contiguous()?)?
-        }
+        ClearOp::MatMul => pair().and_then(|(a, b)| matmul(&a, &b, &full))?,
         ClearOp::Add => pair().and_then(|(a, b)| a.broadcast_add(&b))?,
         ClearOp::Mul => pair().and_then(|(a, b)| a.broadcast_mul(&b))?,
         ClearOp::Unary { chain } => chain_of(x, chain)?,
@@ -231,6 +236,18 @@ fn linear(operands: &[Value], full: &[usize], rank: usize) -> Candid<Candle> {
         sum = product.reshape(dims)?.broadcast_add(&sum)?;
     }
     sum.broadcast_as(full)
+}
+
+/// candle multiplies stacks of matrices along one axis, or along contiguous ones that it takes for two.
+fn matmul(a: &Candle, b: &Candle, full: &[usize]) -> Candid<Candle> {
+    let lead = &full[..full.len() - 2];
+    let count: usize = lead.iter().product();
+    let stack = |x: &Candle| {
+        let matrix = &x.dims()[x.rank() - 2..];
+        let spread = x.broadcast_as([lead, matrix].concat())?.contiguous()?;
+        spread.reshape((count, matrix[0], matrix[1]))
+    };
+    stack(a)?.matmul(&stack(b)?)?.reshape(full)
 }
 
 fn softmax(x: &Candle, axis: usize) -> Candid<Candle> {

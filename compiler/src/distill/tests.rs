@@ -147,7 +147,7 @@ fn loss(program: &Program, input: &Candle, weights: &Weights) -> Candle {
     let mut sum = Candle::zeros((), DType::F64, &Device::Cpu).unwrap();
     for (i, output) in run.outputs().unwrap().into_iter().enumerate() {
         let y = &output.tensor;
-        let term = (y * (y + i as f64 + 1.0).unwrap()).unwrap().sum_all().unwrap();
+        let term = (y * (y + (i as f64 + 1.0)).unwrap()).unwrap().sum_all().unwrap();
         sum = (sum + term).unwrap();
     }
     sum
