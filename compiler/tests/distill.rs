@@ -107,7 +107,8 @@ fn a_student_learns_and_compiles_to_as_many_bootstraps() {
     let before = bootstraps(repository(MODEL), data(), Profile::TheX);
     for profile in [Profile::TheX, Profile::Exact] {
         let after = bootstraps(student.clone(), data(), profile);
-        assert!(after <= before * 11 / 10 && before <= after * 11 / 10, "{before} before, {after} after");
+        // Not the same: the error budget of products depends on what the student is sensitive to.
+        assert!(after <= before * 5 / 4 && before <= after * 5 / 4, "{before} before, {after} after");
     }
 }
 

@@ -9,7 +9,7 @@
 //! Order, as in THE-X: first GELU and softmax are replaced, with the real layer norms, and all weights trained; then layer norms, one by
 //! one, each fitted to the real norm's output with everything else frozen (in closed form, which is where gradient
 //! descent on that error ends) before all weights go on; at last everything together. From the first norm on the circuit's noise is in the
-//! loop, and weights are rounded (straight-through). Replacing all at once and training from there is worse (see ARCHITECTURE.md).
+//! loop, and weights are rounded (straight-through). (THE-X reports that training all replacements jointly is worse on every task.)
 //!
 //! Alternative rejected: training the graph that `fold-affine` leaves. Its merged maps are no longer the model's layers, and layer
 //! norms are already gone.
