@@ -15,22 +15,26 @@ use thex_runtime::check_writable;
 use crate::model::ModelArgs;
 use crate::{print_json, print_out};
 
-/// Train an approximated model to do what its original does. Writes OUT.onnx, which compiles like any model.
+/// Train an approximated model to do what its original does. Writes OUT.onnx, which compiles like
+/// any model.
 ///
-/// The student is the model with the approximations of --profile and --approximate; the teacher is the model itself. First GELU and softmax
-/// are replaced and all weights trained, then layer norms one by one, at last everything together, with the noise of the
-/// circuit and rounded weights in the loop. Targets are the teacher's outputs and hidden states, and the labels
-/// in the array `label` of TRAIN.npz, if it is there.
+/// The student is the model with the approximations of --profile and --approximate; the teacher is
+/// the model itself. First GELU and softmax are replaced and all weights trained, then layer norms
+/// one by one, at last everything together, with the circuit's noise and rounded weights in the loop.
+/// Targets are the teacher's outputs and hidden states, and the labels in the array `label` of
+/// TRAIN.npz, if it is there.
 ///
 ///   thex distill model.onnx --data train.npz --profile the-x -o student
-///   thex compile student.onnx --calibration calibration.npz --profile the-x -o student
+///   thex compile student.onnx --calibration calibration.npz -o student
 ///   thex evaluate student --model model.onnx --data dev.npz
 ///
-/// The last command compares with the original model, on data that are in neither file. Approximations are written out in
-/// OUT.onnx as ordinary operators, so --profile of `compile` does not change them again; it decides on what is left exact.
+/// The last command compares with the original model, on data that are in neither of the other files.
+/// Approximations are written out in OUT.onnx as ordinary operators, so --profile of `compile` does
+/// not change them again; it decides on what is left exact.
 ///
-/// OUT.checkpoint is written after every epoch. The same command goes on from it after an interruption, and comes to the same
-/// student. It is removed at the end. Same model, data, options and seed give the same student.
+/// OUT.checkpoint is written after every epoch. After an interruption the same command goes on from
+/// it, and comes to the same student. It is removed at the end. Same model, data, options and seed
+/// give the same student, on any number of threads.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct DistillArgs {
