@@ -197,7 +197,7 @@ fn pipeline(compile: &CompileOptions) -> Result<Vec<Box<dyn thex_passes::Pass>>>
 /// computes, and the number of classes.
 fn class_output(teacher: &Graph, epilogue: &ClearGraph) -> Option<(usize, usize)> {
     let names = || epilogue.outputs.iter().map(|(name, _)| name.as_str());
-    let name = names().find(|n| *n == "logits").or_else(|| names().last())?;
+    let name = names().find(|n| *n == "logits").or_else(|| names().next_back())?;
     let place = teacher.outputs.iter().position(|(n, _)| n == name).or((teacher.outputs.len() == 1).then_some(0))?;
     let shape = &teacher.node(teacher.outputs[place].1).shape;
     let classes = *shape.last()?;
