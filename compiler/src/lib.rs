@@ -6,6 +6,7 @@
 //! * [`emit`]: placed graph → circuit and bundle;
 //! * [`export`]: the approximated model as an ONNX file;
 //! * [`evaluate`]: a compiled model against its float original, on data;
+//! * [`auto`]: the forms that a budget of accuracy or time allows;
 //! * [`trace`]: which node of a circuit loses the accuracy; [`compare`]: profiles side by side; [`interval`]: how sure a share is;
 //! * [`distill`]: an approximated model learns to do what its original does;
 //! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
@@ -13,6 +14,7 @@
 //! * [`explain`]: what the codes of errors mean;
 //! * [`demo`]: all of it on a model and image that come with the project.
 
+pub mod auto;
 pub mod bundle_report;
 pub mod compare;
 pub mod demo;
@@ -29,6 +31,7 @@ pub mod interface;
 pub mod interval;
 mod missing;
 pub mod pipeline;
+mod probe;
 pub mod report;
 pub mod trace;
 

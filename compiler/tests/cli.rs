@@ -107,9 +107,34 @@ fn inspect_prints_one_json_object_with_the_fixed_fields() {
         assert!(!value[field].is_null(), "{field} is missing");
     }
     assert!(value["pbs_count"].as_u64().unwrap() <= 12_000);
+    assert_eq!(value["security"]["curve_bits"], 132);
+    assert!(value["security"]["estimated_bits"].as_f64().unwrap() >= 128.0);
     let key = std::fs::metadata(FIXTURE.path("keys/server.key")).unwrap().len();
     assert_eq!(value["server_key_bytes"].as_u64().unwrap(), key);
-    succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]);
+    let shown = succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]).stdout;
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(shown.contains("132 bits") && shown.contains("tfhe's curve") && shown.contains("table.csv"), "{shown}");
+}
+
+#[test]
+fn sharing_adds_noise_or_says_how_much_room_there_is() {
+    let (golden, folder) = (repository("tests/golden/v1/text"), tempfile::tempdir().unwrap());
+    let key = folder.path().join("client.key");
+    let secret = std::fs::read(golden.join("client.key")).unwrap();
+    thex_circuit::file::write_atomic(&key, &secret, true).unwrap();
+    let (bundle, result) = (golden.join("m.client"), golden.join("out.ct"));
+    let start = ["decrypt", text(&bundle), "--key", text(&key), "--input", text(&result), "--json"];
+    fail(&[&start[..], &["--share"]].concat(), &["TX0104", "30 bits", "room for is", "instead of the numbers"]);
+    fail(&[&start[..], &["--share=65"]].concat(), &["65"]);
+    fail(&[&start[..], &["--share", "--raw"]].concat(), &["--raw"]);
+    let shared = succeed(&[&start[..], &["--share=1", "--shared-results", "2"]].concat());
+    let note = String::from_utf8_lossy(&shared.stderr).into_owned();
+    assert!(note.contains("1 bits of statistical security for 2 shared results"), "{note}");
+    let value: serde_json::Value = serde_json::from_slice(&shared.stdout).unwrap();
+    assert!((value["outputs"]["logits"]["data"][1].as_f64().unwrap() - 1.398).abs() < 1.0, "{value}");
+    // Without it, the reader is told what rounding is worth.
+    let note = String::from_utf8_lossy(&succeed(&start).stderr).into_owned();
+    assert!(note.contains("no proof"), "{note}");
 }
 
 #[test]

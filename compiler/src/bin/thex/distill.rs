@@ -117,7 +117,7 @@ impl DistillArgs {
             ));
         }
         Ok(DistilOptions {
-            compile: self.rewriting.options(&self.model, &self.data, None)?,
+            compile: self.rewriting.plain_options(&self.model, &self.data)?,
             output: self.output.clone(),
             epochs: self.epochs,
             batch: self.batch,

@@ -28,6 +28,7 @@ mod model;
 mod passes;
 mod report;
 mod trace;
+mod verify;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -61,6 +62,7 @@ enum Command {
     Decrypt(DecryptArgs),
     Evaluate(EvaluateArgs),
     Trace(trace::TraceArgs),
+    Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
     Distill(Box<distill::DistillArgs>),
     Export(export::ExportArgs),
@@ -135,6 +137,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
         Command::Evaluate(args) => run_evaluate(args),
         Command::Trace(args) => trace::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Distill(args) => distill::run(args),
         Command::Export(args) => export::run(args),
