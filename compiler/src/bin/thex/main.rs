@@ -19,6 +19,7 @@ use report::ReportArgs;
 mod compare;
 mod compile;
 mod diagnostic;
+mod distill;
 mod explain;
 mod export;
 mod inspect;
@@ -63,6 +64,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
+    Distill(Box<distill::DistillArgs>),
     Export(export::ExportArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
@@ -137,6 +139,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Trace(args) => trace::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Distill(args) => distill::run(args),
         Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
