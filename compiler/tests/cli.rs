@@ -298,6 +298,7 @@ fn help_teaches() {
         &["compile", "--help"],
         &["evaluate", "--help"],
         &["report", "--help"],
+        &["bench", "--help"],
         &["passes"],
         &["explain"],
     ] {

@@ -16,6 +16,7 @@ use model::ProfileArg;
 use passes::PassesArgs;
 use report::ReportArgs;
 
+mod bench;
 mod compare;
 mod compile;
 mod diagnostic;
@@ -64,6 +65,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
     Export(export::ExportArgs),
+    Bench(bench::BenchArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
     Demo(DemoArgs),
@@ -138,6 +140,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Demo(args) => demo(&DemoOptions {
