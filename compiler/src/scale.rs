@@ -282,8 +282,9 @@ pub fn table(slots: u64, times: &KernelTimes) -> Vec<ScaleRow> {
 #[must_use]
 pub fn text(rows: &[ScaleRow], slots: u64, times: &KernelTimes) -> String {
     let mut out = format!(
-        "on paper: BERT-like models whose head reads one token, up to {slots} products a rotation; a PBS of {:.2} ms on {} threads\n\
-         of this machine, 64 cores as 32 times two. `external` is an estimate for what is not built.\n\n",
+        "on paper: BERT-like models whose head reads one token, up to {slots} products a rotation; a PBS of {:.2} ms on {} threads,\n\
+         and time that falls with the number of cores. `attention`: part of the PBS in scores and contexts. `external`: PBS\n\
+         if those were external products, an estimate of what is not built.\n\n",
         times.pbs_ns * 1e-6,
         times.threads
     );

@@ -188,14 +188,10 @@ impl BenchReport {
             &row("lut_product", k.lut_product_ns, None, "the same on a packed accumulator, times a table, 8 samples");
         out += &row("keyswitch", k.keyswitch_ns, Some(k.lone_keyswitch_ns), "big key to small key");
         out += &row("pack", k.pack_ns, Some(k.lone_pack_ns), "packing keyswitch of one ciphertext, 8 to a GLWE");
-        let _ = writeln!(
-            out,
-            "{:<12} {:>12.6} {:>12}   one weight times one ciphertext; {:.2} words a nanosecond",
-            "linear",
-            k.multiply_add_ns * 1e-6,
-            "—",
-            self.linear_words_per_ns
-        );
+        let linear = format!("{:.1} ns", k.multiply_add_ns);
+        let words = self.linear_words_per_ns;
+        let what = "one weight times one ciphertext";
+        let _ = writeln!(out, "{:<12} {linear:>12} {:>12}   {what}; {words:.1} words a nanosecond", "linear", "—");
         out + &self.circuit.as_ref().map_or_else(String::new, |c| c.text(k))
     }
 
