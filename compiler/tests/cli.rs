@@ -389,3 +389,41 @@ fn codes_and_passes_are_explained() {
     insta::assert_snapshot!(shown(&["passes", "calibrate"]));
     fail(&["passes", "fold"], &["no pass `fold`", "calibrate, insert-bootstraps"]);
 }
+
+#[test]
+fn forms_are_searched_within_a_budget() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = FIXTURE.path("auto");
+    // All but the last norm are settled, so that the search is short.
+    let settled = ["--approximate", "*Erf*=exact", "--approximate", "*Softmax=cube", "--approximate", "blocks.*=exact"];
+    let mut arguments =
+        vec!["compile", text(&model), "--calibration", text(&data), "--profile", "auto", "-o", text(&out)];
+    arguments.extend(settled);
+    arguments.extend(["--budget-accuracy", "100"]);
+    let output = succeed(&arguments);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("losses in points of accuracy") && shown.contains("← taken"), "{shown}");
+    assert!(shown.contains("ln.LayerNormalization"), "{shown}");
+    let trials = String::from_utf8_lossy(&output.stderr).lines().filter(|l| l.contains("points lost")).count();
+    assert!(trials >= 3, "{trials} trials: exact, affine and constant");
+}
+
+#[test]
+fn budgets_that_make_no_sense() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let compile = |more: &[&str], mentions: &[&str]| {
+        let out = FIXTURE.path("none");
+        let mut arguments = vec!["compile", text(&model), "--calibration", text(&data), "-o", text(&out)];
+        arguments.extend(more);
+        fail(&arguments, mentions);
+    };
+    compile(&["--budget-accuracy", "1"], &["`--profile auto`"]);
+    compile(&["--profile", "auto", "--budget-accuracy", "1", "--budget-seconds", "1"], &["cannot be used with"]);
+    compile(&["--profile", "auto", "--budget-seconds=-3"], &["0 or more"]);
+    compile(&["--parameters", "n=850"], &["no parameter set"]);
+    compile(&["--parameters", "n=500,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3"], &["500"]);
+    let dev = repository("tests/data/digits_dev.npz");
+    let compare =
+        ["compare", text(&model), "--calibration", text(&data), "--data", text(&dev), "--profiles", "exact,auto"];
+    fail(&compare, &["thex compile"]);
+}
