@@ -187,6 +187,46 @@ impl Parameters {
     }
 }
 
+impl fmt::Display for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
+        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)
+    }
+}
+
+impl FromStr for Parameters {
+    type Err = CircuitError;
+
+    /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong =
+            || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
+        let parts: Vec<(&str, &str)> =
+            text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
+        let one = |name: &str| {
+            let mut found = parts.iter().filter(|(n, _)| *n == name).map(|(_, value)| *value);
+            found.next().filter(|_| found.next().is_none()).ok_or_else(wrong)
+        };
+        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+        let dimension = |name: &str| number(one(name)?);
+        let decomposition = |name: &str| {
+            let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
+            Ok(Decomposition::new(number(base)?, number(level)?))
+        };
+        if parts.len() != 6 {
+            return Err(wrong());
+        }
+        Ok(Self {
+            lwe_dimension: LweDimension(dimension("n")?),
+            glwe_dimension: GlweDimension(dimension("k")?),
+            polynomial_size: PolynomialSize(dimension("N")?),
+            keyswitch: decomposition("ks")?,
+            bootstrap: decomposition("bs")?,
+            packing: decomposition("pk")?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -252,51 +292,6 @@ mod tests {
         assert_eq!(p, Parameters::standard());
         assert!((0.5 * p.small_noise().0.log2() + 18.5004).abs() < 1e-3);
     }
-}
-
-impl fmt::Display for Parameters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
-        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)
-    }
-}
-
-impl FromStr for Parameters {
-    type Err = CircuitError;
-
-    /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
-        let parts: Vec<(&str, &str)> =
-            text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
-        let one = |name: &str| {
-            let mut found = parts.iter().filter(|(n, _)| *n == name).map(|(_, value)| *value);
-            found.next().filter(|_| found.next().is_none()).ok_or_else(wrong)
-        };
-        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
-        let dimension = |name: &str| number(one(name)?);
-        let decomposition = |name: &str| {
-            let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
-            Ok(Decomposition::new(number(base)?, number(level)?))
-        };
-        if parts.len() != 6 {
-            return Err(wrong());
-        }
-        Ok(Self {
-            lwe_dimension: LweDimension(dimension("n")?),
-            glwe_dimension: GlweDimension(dimension("k")?),
-            polynomial_size: PolynomialSize(dimension("N")?),
-            keyswitch: decomposition("ks")?,
-            bootstrap: decomposition("bs")?,
-            packing: decomposition("pk")?,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn text_form_is_read_back() {
