@@ -10,6 +10,7 @@
 //! * [`trace`]: which node of a circuit loses the accuracy; [`compare`]: profiles side by side; [`interval`]: how sure a share is;
 //! * [`distill`]: an approximated model learns to do what its original does;
 //! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
+//! * [`scale`]: what models of any size would cost, on paper;
 //! * [`diff`]: what one pass changes;
 //! * [`explain`]: what the codes of errors mean;
 //! * [`demo`]: all of it on a model and image that come with the project.
@@ -33,6 +34,7 @@ mod missing;
 pub mod pipeline;
 mod probe;
 pub mod report;
+pub mod scale;
 pub mod trace;
 
 pub use error::{CompileError, Result};

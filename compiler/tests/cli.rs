@@ -298,12 +298,32 @@ fn help_teaches() {
         &["compile", "--help"],
         &["evaluate", "--help"],
         &["report", "--help"],
+        &["bench", "--help"],
         &["passes"],
         &["explain"],
     ] {
         let output = succeed(arguments);
         assert!(output.stdout.len() > 300, "{arguments:?}");
     }
+}
+
+#[test]
+fn bench_shares_add_up_and_kept_kernels_price_models() {
+    let circuit = FIXTURE.path("a.circuit");
+    let output = succeed(&["bench", text(&circuit), "--threads", "1", "--json"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["kernels"]["threads"], 1);
+    let cost = &value["circuit"];
+    assert_eq!(cost["pbs_count"].as_u64().unwrap(), thex_circuit::Circuit::load(&circuit).unwrap().0.pbs_count());
+    let share: f64 = cost["kinds"].as_array().unwrap().iter().map(|k| k["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-9 && cost["rotation_share"].as_f64().unwrap() > 0.3, "{cost}");
+    let kept = FIXTURE.path("bench.json");
+    std::fs::write(&kept, &output.stdout).unwrap();
+    let table = succeed(&["bench", "--scale", "--kernels-from", text(&kept)]).stdout;
+    assert_eq!(String::from_utf8(table).unwrap().lines().filter(|l| l.contains("the-x")).count(), 20);
+    std::fs::write(&kept, String::from_utf8(output.stdout).unwrap().replace("\"pbs_ns\":", "\"pbs_ns\":-")).unwrap();
+    fail(&["bench", "--scale", "--kernels-from", text(&kept)], &["file of kernel times", "above zero"]);
+    assert_eq!(thex(&["bench", text(&circuit), "--scale"]).status.code(), Some(2), "a usage error");
 }
 
 #[test]

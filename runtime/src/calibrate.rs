@@ -65,8 +65,12 @@ fn synthetic_key(p: Parameters) -> ExpandedServerKey {
     }
 }
 
-/// Random ciphertexts and the backend, to time.
-struct Bench {
+/// What runs a kernel as often as it wants, to time it.
+pub type Harness<'a> = &'a mut dyn FnMut(&mut dyn FnMut() -> Result<()>) -> Result<()>;
+
+/// The kernels of one parameter set, on random ciphertexts. Each method prepares a batch and hands one run of the kernel over it to
+/// the harness; the threads are those of the current rayon pool.
+pub struct Kernels {
     backend: CpuBackend,
     big: Vec<Vec<u64>>,
     small: Vec<Vec<u64>>,
@@ -78,52 +82,86 @@ fn views(lwes: &[Vec<u64>], count: usize) -> Vec<&[u64]> {
 }
 
 /// Nanoseconds per unit of the faster of two runs.
-fn time(units: usize, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+fn time(units: usize, kernel: impl FnOnce(Harness<'_>) -> Result<()>) -> Result<f64> {
     let mut best = f64::INFINITY;
-    for _ in 0..2 {
-        let start = Instant::now();
-        run()?;
-        best = best.min(start.elapsed().as_nanos() as f64);
-    }
+    kernel(&mut |run| {
+        for _ in 0..2 {
+            let start = Instant::now();
+            run()?;
+            best = best.min(start.elapsed().as_nanos() as f64);
+        }
+        Ok(())
+    })?;
     Ok(best / units as f64)
 }
 
-impl Bench {
-    fn new(p: Parameters, threads: usize) -> Self {
+/// Outputs and operands of the linear map that is timed.
+const LINEAR_SIDE: usize = 128;
+
+impl Kernels {
+    /// For the threads of the current pool. A key of full size is made, of numbers that encrypt nothing.
+    ///
+    /// # Errors
+    /// The parameters are refused.
+    pub fn new(p: Parameters) -> Result<Self> {
+        p.check()?;
+        let threads = rayon::current_num_threads();
         let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
         let mut lwes = |size: usize| -> Vec<Vec<u64>> {
             (0..64).map(|_| (0..size).map(|_| random.next_u64()).collect()).collect()
         };
         let big = lwes(p.big_lwe_size());
         let small = lwes(p.lwe_dimension.to_lwe_size().0);
-        Self { backend: CpuBackend::new(synthetic_key(p)), big, small, threads }
+        Ok(Self { backend: CpuBackend::new(synthetic_key(p)), big, small, threads })
+    }
+
+    /// Rotations of one full batch: as many on each thread as share a pass over the key.
+    #[must_use]
+    pub fn batch(&self) -> usize {
+        BATCH * self.threads
     }
 
     fn parameters(&self) -> &Parameters {
         self.backend.parameters()
     }
 
-    fn pbs(&self, count: usize) -> Result<f64> {
+    /// Blind rotations of `count` trivial accumulators.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn pbs(&self, count: usize, harness: Harness<'_>) -> Result<()> {
         let table = vec![1 << 20; self.parameters().polynomial_size.0];
         let tables = vec![table.as_slice(); count];
         let mut out = vec![0; count * self.parameters().big_lwe_size()];
-        time(count, || self.backend.pbs(&views(&self.small, count), &tables, &mut out, &|_| ()))
+        harness(&mut || self.backend.pbs(&views(&self.small, count), &tables, &mut out, &|_| ()))
     }
 
-    fn keyswitch(&self, count: usize) -> Result<f64> {
+    /// Keyswitches of `count` LWEs.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn keyswitch(&self, count: usize, harness: Harness<'_>) -> Result<()> {
         let mut out = vec![0; count * self.parameters().lwe_dimension.to_lwe_size().0];
-        time(count, || self.backend.keyswitch(&views(&self.big, count), &mut out))
+        harness(&mut || self.backend.keyswitch(&views(&self.big, count), &mut out))
     }
 
-    fn pack(&self, count: usize) -> Result<f64> {
+    /// Packs `count` LWEs, 8 to a GLWE; `count` is less than 8 or a multiple of it.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn pack(&self, count: usize, harness: Harness<'_>) -> Result<()> {
         let p = self.parameters();
         let slots = count.min(8);
         let inputs: Vec<Option<&[u64]>> = views(&self.big, count).into_iter().map(Some).collect();
         let mut out = vec![0; count / slots * p.glwe_words()];
-        time(count, || self.backend.pack(&inputs, slots, p.polynomial_size.0 / slots, &mut out))
+        harness(&mut || self.backend.pack(&inputs, slots, p.polynomial_size.0 / slots, &mut out))
     }
 
-    fn lut_product(&self, count: usize) -> Result<f64> {
+    /// Products: `count` rotations of a GLWE times a table, 8 samples taken from each.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn lut_product(&self, count: usize, harness: Harness<'_>) -> Result<()> {
         let p = self.parameters();
         let (slots, stride) = (8, p.polynomial_size.0 / 8);
         let glwe: Vec<u64> = self.big.concat().into_iter().take(p.glwe_words()).collect();
@@ -142,11 +180,21 @@ impl Bench {
             instruction: &instruction,
         };
         let mut out = vec![0; count * slots * p.big_lwe_size()];
-        time(count, || self.backend.lut_product(&products, &mut out, &|_| ()))
+        harness(&mut || self.backend.lut_product(&products, &mut out, &|_| ()))
     }
 
-    fn multiply_add(&self) -> Result<f64> {
-        let (outputs, operands, groups) = (128_usize, 128_usize, 2 * self.threads);
+    /// Weights that [`linear`](Self::linear) multiplies: two maps of 128 × 128 for each thread.
+    #[must_use]
+    pub fn weights(&self) -> usize {
+        2 * self.threads * LINEAR_SIDE * LINEAR_SIDE
+    }
+
+    /// A linear map of [`weights`](Self::weights) weights.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn linear(&self, harness: Harness<'_>) -> Result<()> {
+        let (outputs, operands, groups) = (LINEAR_SIDE, LINEAR_SIDE, 2 * self.threads);
         let linear = Linear {
             dst: Block { start: 0, len: (groups * outputs) as u32 },
             outputs: outputs as u32,
@@ -158,7 +206,7 @@ impl Bench {
         };
         let gather: Vec<Option<&[u64]>> = views(&self.big, groups * operands).into_iter().map(Some).collect();
         let mut out = vec![0; groups * outputs * self.parameters().big_lwe_size()];
-        time(groups * outputs * operands, || self.backend.linear(&linear, &gather, &mut out))
+        harness(&mut || self.backend.linear(&linear, &gather, &mut out))
     }
 }
 
@@ -167,22 +215,20 @@ impl Bench {
 /// # Errors
 /// The parameters are refused, or threads cannot be started.
 pub fn measure(parameters: Parameters, threads: usize) -> Result<KernelTimes> {
-    parameters.check()?;
-    let pool = thread_pool(threads)?;
-    pool.install(|| {
-        let threads = rayon::current_num_threads();
-        let bench = Bench::new(parameters, threads);
+    thread_pool(threads)?.install(|| {
+        let kernels = Kernels::new(parameters)?;
+        let (threads, batch, weights) = (kernels.threads, kernels.batch(), kernels.weights());
         Ok(KernelTimes {
             threads,
             // In this order: the first run touches the key's memory for the first time.
-            pbs_ns: bench.pbs(BATCH * threads)?,
-            lone_pbs_ns: bench.pbs(threads)? * threads as f64,
-            keyswitch_ns: bench.keyswitch(128)?,
-            lone_keyswitch_ns: bench.keyswitch(1)?,
-            pack_ns: bench.pack(64)?,
-            lone_pack_ns: bench.pack(1)?,
-            multiply_add_ns: bench.multiply_add()?,
-            lut_product_ns: bench.lut_product(BATCH * threads)?,
+            pbs_ns: time(batch, |h| kernels.pbs(batch, h))?,
+            lone_pbs_ns: time(1, |h| kernels.pbs(threads, h))?,
+            keyswitch_ns: time(128, |h| kernels.keyswitch(128, h))?,
+            lone_keyswitch_ns: time(1, |h| kernels.keyswitch(1, h))?,
+            pack_ns: time(64, |h| kernels.pack(64, h))?,
+            lone_pack_ns: time(1, |h| kernels.pack(1, h))?,
+            multiply_add_ns: time(weights, |h| kernels.linear(h))?,
+            lut_product_ns: time(batch, |h| kernels.lut_product(batch, h))?,
         })
     })
 }

@@ -8,11 +8,12 @@
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
-//! * [`calibrate`]: how long each kernel takes on this machine;
-//! * [`commands`]: the four commands of the `thex-runtime` program, for `thex` to reuse.
+//! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
+//! * [`commands`]: the other four commands of the `thex-runtime` program, for `thex` to reuse.
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.
 
+pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod ciphertext;

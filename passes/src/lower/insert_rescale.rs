@@ -557,7 +557,7 @@ fn snap_row(
     let scale = |source: NodeId, i: usize| graph.node(source).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
     let summands = summands(row, gather, operands, scale);
     let Some(&Summand { source: first, step: Some(step), .. }) = summands.first() else { return None };
-    let Some(mut encodings) = graph.node(id).facts.encodings.clone() else { return None };
+    let mut encodings = graph.node(id).facts.encodings.clone()?;
     let old = encodings[o];
     let weight = (step / old.scale * (1.0 + EQUAL)).floor();
     if weight < 1.0 {

@@ -1,8 +1,9 @@
-//! The small program: keys, encryption, execution, decryption. It links no frontend, so that a server need not.
+//! The small program: keys, encryption, execution, decryption, and the speed of it all. It links no frontend, so that a server need not.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use thex_runtime::bench::{self, BenchArgs};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
 
 /// Run transformers on encrypted data: keys, encryption, execution, decryption of circuits compiled by thex.
@@ -19,6 +20,7 @@ enum Command {
     Encrypt(EncryptArgs),
     Run(RunArgs),
     Decrypt(DecryptArgs),
+    Bench(BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Command::Encrypt(args) => commands::encrypt(&args),
         Command::Run(args) => commands::run(&args),
         Command::Decrypt(args) => commands::decrypt(&args),
+        Command::Bench(args) => bench::bench(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

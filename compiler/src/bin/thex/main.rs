@@ -16,6 +16,7 @@ use model::ProfileArg;
 use passes::PassesArgs;
 use report::ReportArgs;
 
+mod bench;
 mod compare;
 mod compile;
 mod diagnostic;
@@ -66,6 +67,7 @@ enum Command {
     Compare(compare::CompareArgs),
     Distill(Box<distill::DistillArgs>),
     Export(export::ExportArgs),
+    Bench(bench::BenchArgs),
     Passes(PassesArgs),
     Explain(ExplainArgs),
     Demo(DemoArgs),
@@ -141,6 +143,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Compare(args) => compare::run(args),
         Command::Distill(args) => distill::run(args),
         Command::Export(args) => export::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Demo(args) => demo(&DemoOptions {

@@ -1,0 +1,314 @@
+//! What transformers of any size cost, on paper: closed formulas for what the passes emit, so that models need neither exist nor compile.
+//!
+//! One layer of T tokens, width W, h heads of d = W/h, hidden width F, of which R rows are read (R = T, but for the last layer of a model
+//! whose head reads one token, where R = 1). Post-norm, every token private, no mask, one product box of m slots:
+//!
+//! * **Scores** q·kᵀ (`passes/src/lower/products.rs`): for each head, one rotation multiplies up to m packed values by one. Rotating the R·W
+//!   elements of q over packs of the T keys takes R·W·⌈T/m⌉ rotations and packs T·W; rotating k over packs of q takes T·W·⌈R/m⌉ and R·W.
+//! * **Softmax**, exact: two exponentials a score and two look-ups a row, 2·R·T·h + 2·R·h. THE-X: the cube and one reciprocal, R·T·h + R·h.
+//! * **Context** e·V: rotating e over packed v takes R·T·h·⌈d/m⌉ rotations and packs T·W; rotating v over packed e takes T·W·⌈R/m⌉, R·T·h.
+//! * **Normalisation** (`defer-normalization`): of the context, R·W rotations, if d ≤ 4·T; else of the numerators, R·T·h. Packs R·h.
+//! * **Two layer norms**, exact: a square and a product for each element, one 1/√ a row, 2·(2·R·W + R), and 2·R packs. THE-X: nothing.
+//! * **Feed-forward**: one look-up a hidden element, R·F.
+//!
+//! Of the two ways to do a product the cheaper one is taken, a pack at 0.07 of a rotation, as `insert-bootstraps` does. Keyswitches: one for each
+//! look-up argument and each distinct rotating element; a square and the product that follows share theirs.
+//!
+//! Weights of linear maps are rows × atoms (ciphertexts of look-ups) that they merge over. Exact: q, v, the output projection and its residual, both
+//! of the feed-forward maps and theirs, and T²·W² for keys centred over the tokens, which are one dense map. THE-X: norms are linear, so
+//! the stream of layer l is a map over A = W + l·(W + F) atoms a token, and q, k, v and the hidden elements are A wide or more.
+//!
+//! **External products** (not built; an estimate). A circuit bootstrap turns each element of q into a GGSW at about [`CIRCUIT_BOOTSTRAP`] rotations; external
+//! products with packed keys, n times cheaper than a rotation each, then give all T scores, so scores stop growing with T². Contexts
+//! likewise with e or v as GGSW, whichever is fewer. Exponentials are R·T·h either way. The noise of such a chain has not been measured.
+//!
+//! `compiler/tests/scale.rs` holds the formulas to compiled circuits.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use thex_passes::Profile;
+use thex_runtime::KernelTimes;
+
+/// Rotations that the circuit bootstrap of one element would cost: between the 2 and 3.5 of designs with two or three levels.
+pub const CIRCUIT_BOOTSTRAP: f64 = 3.0;
+
+/// What packing one ciphertext counts as, in rotations (as in `insert-bootstraps`).
+const PACK_COST: f64 = 0.07;
+
+/// `defer-normalization` defers at up to this many times the bootstraps.
+const MOST_EXTRA: u64 = 4;
+
+/// The size of a post-norm encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// T.
+    pub tokens: u64,
+    /// W.
+    pub width: u64,
+    /// h.
+    pub heads: u64,
+    /// F.
+    pub hidden: u64,
+    /// Layers.
+    pub layers: u64,
+    /// Whether the head reads one token only.
+    pub one_row: bool,
+    /// m: products that share a rotation, at most.
+    pub slots: u64,
+}
+
+/// Work of a layer or a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Counts {
+    /// Rotations of plain look-ups.
+    pub look_ups: u64,
+    /// Rotations of products.
+    pub products: u64,
+    /// Those of them that are scores or contexts, before normalisation.
+    pub attention: u64,
+    /// Packed ciphertexts.
+    pub packs: u64,
+    /// Keyswitches.
+    pub keyswitches: u64,
+    /// Weights times ciphertexts.
+    pub multiply_adds: u64,
+    /// Rotations that scores and contexts would take as external products, by [`CIRCUIT_BOOTSTRAP`].
+    pub attention_external: f64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, x: Self) {
+        self.look_ups += x.look_ups;
+        self.products += x.products;
+        self.attention += x.attention;
+        self.packs += x.packs;
+        self.keyswitches += x.keyswitches;
+        self.multiply_adds += x.multiply_adds;
+        self.attention_external += x.attention_external;
+    }
+}
+
+impl Counts {
+    /// Blind rotations.
+    #[must_use]
+    pub fn pbs(&self) -> u64 {
+        self.look_ups + self.products
+    }
+
+    /// The part of the rotations that scores and contexts take.
+    #[must_use]
+    pub fn attention_share(&self) -> f64 {
+        self.attention as f64 / self.pbs().max(1) as f64
+    }
+
+    /// Rotations if scores and contexts were external products, where that is less.
+    #[must_use]
+    pub fn pbs_external(&self) -> f64 {
+        self.pbs() as f64 - self.attention as f64 + self.attention_external.min(self.attention as f64)
+    }
+
+    /// Seconds at kernel times in full batches.
+    #[must_use]
+    pub fn seconds(&self, times: &KernelTimes) -> f64 {
+        let ns = self.look_ups as f64 * times.pbs_ns
+            + self.products as f64 * times.lut_product_ns
+            + self.packs as f64 * times.pack_ns
+            + self.keyswitches as f64 * times.keyswitch_ns
+            + self.multiply_adds as f64 * times.multiply_add_ns;
+        ns * 1e-9
+    }
+}
+
+/// Rotations, packs and keyswitches of one product.
+#[derive(Clone, Copy)]
+struct Product {
+    rotations: u64,
+    packs: u64,
+    rotating: u64,
+}
+
+impl Product {
+    fn cheaper(self, other: Self) -> Self {
+        let cost = |p: &Self| p.rotations as f64 + PACK_COST * p.packs as f64;
+        if cost(&other) < cost(&self) { other } else { self }
+    }
+}
+
+impl Size {
+    /// R of a layer.
+    fn rows(&self, layer: u64) -> u64 {
+        if self.one_row && layer + 1 == self.layers { 1 } else { self.tokens }
+    }
+
+    fn scores(&self, r: u64) -> Product {
+        let (t, w, m) = (self.tokens, self.width, self.slots);
+        let q = Product { rotations: r * w * t.div_ceil(m), packs: t * w, rotating: r * w };
+        q.cheaper(Product { rotations: t * w * r.div_ceil(m), packs: r * w, rotating: t * w })
+    }
+
+    fn contexts(&self, r: u64) -> Product {
+        let (t, w, h, m) = (self.tokens, self.width, self.heads, self.slots);
+        let e = Product { rotations: r * t * h * (w / h).div_ceil(m), packs: t * w, rotating: r * t * h };
+        e.cheaper(Product { rotations: t * w * r.div_ceil(m), packs: r * t * h, rotating: t * w })
+    }
+
+    fn attention(&self, r: u64, profile: Profile) -> Counts {
+        let (t, w, h) = (self.tokens, self.width, self.heads);
+        let (scores, contexts) = (self.scores(r), self.contexts(r));
+        // Exact softmax looks at the scores twice.
+        let looks = if profile == Profile::Exact { 2 } else { 1 };
+        let look_ups = looks * (r * t * h + r * h);
+        let normalised = if r * w <= MOST_EXTRA * r * t * h { r * w } else { r * t * h };
+        let attention = scores.rotations + contexts.rotations;
+        Counts {
+            look_ups,
+            products: attention + normalised,
+            attention,
+            packs: scores.packs + contexts.packs + r * h,
+            keyswitches: look_ups + scores.rotating + contexts.rotating + normalised,
+            // Scores are sums of d products, contexts of T; the rest are sums over a row, and its shift.
+            multiply_adds: (looks + 1) * r * t * w + (2 * looks - 1) * r * t * h,
+            attention_external: CIRCUIT_BOOTSTRAP * (r * w + (r * t * h).min(t * w)) as f64,
+        }
+    }
+
+    /// Two exact layer norms of a row.
+    fn norms(&self, r: u64) -> Counts {
+        let w = self.width;
+        Counts {
+            look_ups: 2 * (r * w + r),
+            products: 2 * r * w,
+            packs: 2 * r,
+            keyswitches: 2 * (r * w + r),
+            multiply_adds: 2 * r * w,
+            ..Counts::default()
+        }
+    }
+
+    /// Weights of the maps between look-ups.
+    fn maps(&self, layer: u64, profile: Profile) -> u64 {
+        let (t, w, f, r) = (self.tokens, self.width, self.hidden, self.rows(layer));
+        if profile == Profile::Exact {
+            return t * w * t * w + (r + t) * w * w + r * w * (2 * w) + r * f * w + r * w * (f + w);
+        }
+        let stream = w + layer * (w + f);
+        (r + 2 * t) * w * stream + r * f * (stream + w)
+    }
+
+    /// One layer, counted from 0.
+    #[must_use]
+    pub fn layer(&self, layer: u64, profile: Profile) -> Counts {
+        let r = self.rows(layer);
+        let mut counts = self.attention(r, profile);
+        if profile == Profile::Exact {
+            counts += self.norms(r);
+        }
+        let hidden = r * self.hidden;
+        let multiply_adds = self.maps(layer, profile);
+        counts += Counts { look_ups: hidden, keyswitches: hidden, multiply_adds, ..Counts::default() };
+        counts
+    }
+
+    /// All layers, without the head.
+    #[must_use]
+    pub fn counts(&self, profile: Profile) -> Counts {
+        let mut counts = Counts::default();
+        (0..self.layers).for_each(|layer| counts += self.layer(layer, profile));
+        counts
+    }
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ScaleRow {
+    /// The model.
+    pub size: Size,
+    /// `exact` or `the-x`.
+    pub profile: &'static str,
+    /// Blind rotations.
+    pub pbs: u64,
+    /// Packed ciphertexts.
+    pub packs: u64,
+    /// Part of the rotations in scores and contexts, 0 to 1.
+    pub attention_share: f64,
+    /// Hours on two cores.
+    pub hours_2: f64,
+    /// Hours on 64 cores, if time falls with the number of cores.
+    pub hours_64: f64,
+    /// Rotations with scores and contexts as external products, on paper.
+    pub pbs_external: f64,
+}
+
+/// Sequence lengths of the table.
+const TOKENS: [u64; 5] = [8, 16, 32, 64, 128];
+
+/// (width, heads, layers): BERT-tiny, BERT-mini, MiniLM-L6, BERT-base.
+const MODELS: [(u64, u64, u64); 4] = [(128, 2, 2), (256, 4, 4), (384, 12, 6), (768, 12, 12)];
+
+/// Slots of a product where nothing else is asked for. The planner took 8 or 9 for BERT-tiny, about 4 for MiniLM.
+pub const SLOTS: u64 = 8;
+
+fn row(size: Size, profile: Profile, times: &KernelTimes) -> ScaleRow {
+    let counts = size.counts(profile);
+    // One core's hours, all threads of the measurement together.
+    let hours = counts.seconds(times) * times.threads as f64 / 3600.0;
+    ScaleRow {
+        size,
+        profile: profile.name(),
+        pbs: counts.pbs(),
+        packs: counts.packs,
+        attention_share: counts.attention_share(),
+        hours_2: hours / 2.0,
+        hours_64: hours / 64.0,
+        pbs_external: counts.pbs_external(),
+    }
+}
+
+/// Models of BERT's shape, 8 to 128 tokens long and 128 to 768 wide, whose head reads one token.
+#[must_use]
+pub fn table(slots: u64, times: &KernelTimes) -> Vec<ScaleRow> {
+    let mut rows = Vec::new();
+    for (width, heads, layers) in MODELS {
+        for tokens in TOKENS {
+            let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots };
+            rows.extend([Profile::Exact, Profile::TheX].map(|profile| row(size, profile, times)));
+        }
+    }
+    rows
+}
+
+/// The table for people, with what it rests on.
+#[must_use]
+pub fn text(rows: &[ScaleRow], slots: u64, times: &KernelTimes) -> String {
+    let mut out = format!(
+        "on paper: BERT-like models whose head reads one token, up to {slots} products a rotation; a PBS of {:.2} ms on {} threads,\n\
+         and time that falls with the number of cores. `attention`: part of the PBS in scores and contexts. `external`: PBS\n\
+         if those were external products, an estimate of what is not built.\n\n",
+        times.pbs_ns * 1e-6,
+        times.threads
+    );
+    let _ = writeln!(
+        out,
+        "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>10} {:>10} {:>10} {:>12}",
+        "width", "layers", "heads", "tokens", "form", "PBS", "packs", "attention", "h, 2", "h, 64", "external"
+    );
+    for r in rows {
+        let _ = writeln!(
+            out,
+            "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>8.0} % {:>10.2} {:>10.3} {:>12.0}",
+            r.size.width,
+            r.size.layers,
+            r.size.heads,
+            r.size.tokens,
+            r.profile,
+            r.pbs,
+            r.packs,
+            100.0 * r.attention_share,
+            r.hours_2,
+            r.hours_64,
+            r.pbs_external
+        );
+    }
+    out
+}
