@@ -3,6 +3,7 @@
 use thex_circuit::CircuitError;
 use thex_passes::PassError;
 use thex_runtime::ErrorKind;
+use thex_serve::ServeError;
 
 use crate::import::ImportError;
 
@@ -21,6 +22,9 @@ pub enum CompileError {
     /// The runtime refused.
     #[error(transparent)]
     Runtime(#[from] thex_runtime::RuntimeError),
+    /// The service or its client refused.
+    #[error(transparent)]
+    Serve(#[from] thex_serve::ServeError),
     /// An argument is out of bounds, names nothing that exists, or does not go with the others.
     #[error("{0}")]
     Usage(String),
@@ -47,6 +51,8 @@ pub enum Kind {
     Unsupported,
     /// No encoding or parameters satisfy what was asked for.
     Infeasible,
+    /// A service cannot be reached, or refuses what was asked of it.
+    Service,
     /// A bug of thex.
     Internal,
 }
@@ -59,6 +65,7 @@ impl Kind {
             Self::Invalid => "invalid input",
             Self::Unsupported => "unsupported",
             Self::Infeasible => "infeasible",
+            Self::Service => "service",
             Self::Internal => "internal",
         }
     }
@@ -70,6 +77,7 @@ impl Kind {
             Self::Invalid => 3,
             Self::Unsupported => 4,
             Self::Infeasible => 5,
+            Self::Service => 6,
             Self::Internal => 70,
         }
     }
@@ -78,7 +86,7 @@ impl Kind {
     #[must_use]
     pub fn help(self) -> Option<&'static str> {
         match self {
-            Self::Invalid => None,
+            Self::Invalid | Self::Service => None,
             Self::Unsupported => Some("see the README for the operators and models that compile today"),
             Self::Infeasible => Some("a larger --output-error or a smaller --margin may help"),
             Self::Internal => Some("please report this with the model, or a smaller one that shows it"),
@@ -95,6 +103,7 @@ impl CompileError {
             Self::Pass(error) => error.code(),
             Self::Circuit(error) => error.code(),
             Self::Runtime(error) => error.code(),
+            Self::Serve(error) => error.code(),
             Self::Data(_) => "TX0009",
             Self::Usage(_) => "TX0011",
             Self::Invalid(_) => "TX0014",
@@ -111,15 +120,21 @@ impl CompileError {
                 Kind::Internal
             }
             Self::Pass(PassError::Infeasible(_)) => Kind::Infeasible,
-            Self::Runtime(error) => match error.kind() {
+            Self::Runtime(error) | Self::Serve(ServeError::Runtime(error)) => match error.kind() {
                 ErrorKind::InvalidInput => Kind::Invalid,
                 ErrorKind::Unsupported => Kind::Unsupported,
                 ErrorKind::Internal => Kind::Internal,
             },
+            Self::Serve(error) if error.is_service() => Kind::Service,
+            Self::Serve(error) if error.is_internal() => Kind::Internal,
             Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,
-            Self::Import(_) | Self::Pass(_) | Self::Circuit(_) | Self::Usage(_) | Self::Data(_) | Self::Invalid(_) => {
-                Kind::Invalid
-            }
+            Self::Import(_)
+            | Self::Pass(_)
+            | Self::Circuit(_)
+            | Self::Serve(_)
+            | Self::Usage(_)
+            | Self::Data(_)
+            | Self::Invalid(_) => Kind::Invalid,
         }
     }
 }

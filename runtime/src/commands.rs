@@ -144,7 +144,10 @@ pub fn keygen(args: &KeygenArgs) -> Result<()> {
 }
 
 /// Checks that a key was generated for a bundle.
-fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &KeyInfo) -> Result<()> {
+///
+/// # Errors
+/// [`RuntimeError::Mismatch`] that names both files.
+pub fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &KeyInfo) -> Result<()> {
     let advice = "generate keys for this model with `keygen`, or use the bundle that they were generated for";
     same_circuit(&label(bundle_path), &bundle.circuit, &label(key_path), &info.circuit, advice)?;
     if bundle.parameters != info.parameters {
@@ -308,9 +311,16 @@ pub fn decrypt(args: &DecryptArgs) -> Result<()> {
     let advice = "decrypt with the key that the input was encrypted with";
     same_key(&label(&args.key), &key.info.id, &label(&args.input), &result.info.key, advice)?;
     let rounding = if args.raw { Rounding::Raw } else { Rounding::Modelled };
-    let outputs = client::decrypt(&bundle, &key, &result, rounding)?;
-    let classified = labels::classify(&bundle.interface.labels, &outputs);
-    let text = if args.json { json(&outputs, rounding, classified)? } else { table(&outputs, classified) };
+    print_outputs(&bundle, &client::decrypt(&bundle, &key, &result, rounding)?, rounding, args.json)
+}
+
+/// Writes decrypted outputs to standard output, for people or as one JSON object.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn print_outputs(bundle: &ClientBundle, outputs: &[Named], rounding: Rounding, as_json: bool) -> Result<()> {
+    let classified = labels::classify(&bundle.interface.labels, outputs);
+    let text = if as_json { json(outputs, rounding, classified)? } else { table(outputs, classified) };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").map_err(io("write to", Path::new("standard output")))
 }

@@ -7,7 +7,7 @@
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine;
-//! * [`commands`]: the four commands of the `thex-runtime` program, for `thex` to reuse.
+//! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.
 
