@@ -125,7 +125,11 @@ impl Server {
                 sink.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        assert!(url.starts_with("http"), "the server did not start: {}", log.lock().unwrap());
+        if !url.starts_with("http") {
+            std::thread::sleep(Duration::from_millis(200));
+            let log = log.lock().unwrap().clone();
+            panic!("the server did not start: {log}");
+        }
         Self { child, url: url.trim().to_owned(), log }
     }
 
@@ -439,7 +443,7 @@ fn a_server_that_cannot_be_safe_does_not_start() {
 fn no_job_is_lost_by_kills() {
     let (jobs, kills) = (number("THEX_JOBS", 6), number("THEX_KILLS", 2));
     let data = tempfile::tempdir().unwrap();
-    let more = ["--client-jobs", "1000", "--log", "json"];
+    let more = ["--client-jobs", "1000"];
     let mut server = Server::start(data.path(), &more);
     assert_eq!(server.put_key().status, 201);
     let texts = [(POSITIVE, "positive"), ("The film was terrible and boring", "negative")];
@@ -598,7 +602,7 @@ fn look(browser: &Path, url: &str, size: &str) -> (String, String) {
             "--no-sandbox",
             "--disable-gpu",
             "--dump-dom",
-            "--timeout=4000",
+            "--virtual-time-budget=4000",
             "--enable-logging=stderr",
         ])
         .arg(format!("--window-size={size}"))

@@ -1,6 +1,7 @@
 //! The log: a line an event on standard error, for people or as JSON for programs.
 
 use std::fmt;
+use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
@@ -25,7 +26,11 @@ pub enum LogFormat {
 /// Starts the log, unless the program has one. `RUST_LOG` chooses what is in it.
 pub(crate) fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     let _ = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.event_format(JsonLines).try_init(),

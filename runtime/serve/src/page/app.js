@@ -204,6 +204,8 @@ function reportParts(report) {
   const nodes = report.nodes.map((node) => ({ ...node, pbs: cost(node) })).filter((node) => node.pbs > 0);
   nodes.sort((a, b) => b.pbs - a.pbs);
   const most = nodes.length ? nodes[0].pbs : 1;
+  const note = (n, one) => element("p", {}, element("code", {}, text(n.name)), text(` ${one.pass}: ${one.text}`));
+  const notes = report.nodes.flatMap((n) => n.notes.map((one) => note(n, one)));
   const variance = report.error_sources.reduce((sum, source) => sum + source.variance, 0);
   return [
     element("h2", {}, text("Costliest tensors")),
@@ -216,8 +218,7 @@ function reportParts(report) {
       cells: [element("code", {}, text(s.step)), s.kind, `${(100 * s.variance / variance).toFixed(1)} %`],
     }))),
     element("h2", {}, text("Decisions of the compiler")),
-    element("div", { id: "notes" }, ...report.nodes.flatMap((n) => n.notes.map((note) =>
-      element("p", {}, element("code", {}, text(n.name)), text(` ${note.pass}: ${note.text}`))))),
+    notes.length ? element("div", { id: "notes" }, ...notes) : element("p", { className: "empty" }, text("None to report.")),
   ];
 }
 
@@ -245,7 +246,7 @@ function job(id) {
         card(`${count(p.pbs_done)} / ${count(p.pbs_total)}`, "programmable bootstraps", "pbs"),
         card(p.pbs_per_second ? p.pbs_per_second.toFixed(1) : "–", "PBS per second", "rate"),
         card(status.state === "running" ? duration(p.seconds_left) : "–", "left", "left"),
-        card(status.started ? duration((status.finished || Date.now() / 1000) - status.started) : "–", "since it started", "elapsed")),
+        card(status.started ? duration((status.finished || Date.now() / 1000) - status.started) : "–", final ? "from start to end" : "since it started", "elapsed")),
       samples.length > 1 ? chart(samples) : null,
       status.error ? element("p", { id: "failure" }, text(`${status.error.code}: ${status.error.message}`)) : null,
       element("div", { className: "buttons" }, ...buttons.filter(Boolean)),
