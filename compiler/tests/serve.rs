@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -370,10 +370,24 @@ fn bad_bodies(server: &Server) {
     let _ = half.read_to_end(&mut rest);
     // No byte for a second: `--idle`.
     assert_eq!(parse(&mut open(&["Content-Length: 1000000"], &[7; 1000])).refusal(), (408, "TX0504".to_owned()));
+    stalled_reader(server);
     // Half a header, for ever, keeps one socket busy and nobody else.
     let mut never = TcpStream::connect(server.address()).unwrap();
     never.write_all(b"GET /v1/hea").unwrap();
     assert_eq!(server.call("GET", "/v1/health", &[]).json()["status"], "ok");
+}
+
+/// Asks for more and more, and reads none of it: the server lets go.
+fn stalled_reader(server: &Server) {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let start = Instant::now();
+    loop {
+        match stream.write(b"GET /app.js HTTP/1.1\r\nHost: localhost\r\n\r\n") {
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+            _ => assert!(start.elapsed() < Duration::from_secs(60), "the server waits for ever"),
+        }
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::run::Run;
 use crate::sha;
-use crate::store::{Job, NewJob, Quotas, Store, now};
+use crate::store::{Job, NewJob, Quotas, Store, now, sync_folder};
 use crate::turns::Turns;
 use crate::upload::Received;
 use crate::wire::{JobProgress, JobState, JobStatus, KeyStatus, ResultInfo};
@@ -459,6 +459,7 @@ fn complete(state: &State, job: Job) -> JobStatus {
 
 fn result_info(path: &Path) -> Result<ResultInfo> {
     let read = |source| RuntimeError::Io { action: "read", path: path.to_owned(), source };
+    sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(read)?;
     let bytes = std::fs::metadata(path).map_err(read)?.len();
     Ok(ResultInfo { digest: sha::file(path).map_err(read)?, bytes })
 }

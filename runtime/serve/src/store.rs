@@ -343,7 +343,9 @@ impl Store {
         let folder = thex_circuit::file::digest(format!("{}\0{}\0{}", new.client, new.id, now()).as_bytes());
         let bytes = new.input.bytes;
         let input = new.input.digest.clone();
-        std::fs::create_dir_all(self.job_folder(&folder)).map_err(|e| disk("keep an input", &e))?;
+        let made =
+            std::fs::create_dir_all(self.job_folder(&folder)).and_then(|()| sync_folder(&self.root.join("jobs")));
+        made.map_err(|e| disk("keep an input", &e))?;
         place(new.input, &self.job_folder(&folder).join("input.ct"))?;
         let sql = "INSERT INTO jobs (client, id, folder, circuit, key, input, input_bytes, state, pbs_total, created)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'queued', ?8, ?9)";
@@ -517,8 +519,12 @@ fn room_for_job(database: &Connection, client: &str, quotas: &Quotas) -> Result<
 /// Gives a synced upload its name, durably.
 fn place(received: Received, path: &Path) -> Result<()> {
     received.file.persist(path).map_err(|e| disk("keep an upload", &e.error))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| disk("keep an upload", &e))
+    sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(|e| disk("keep an upload", &e))
+}
+
+/// Makes names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
