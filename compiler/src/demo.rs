@@ -61,13 +61,8 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     })?;
     say("3. The server runs the circuit on the ciphertexts, with the server key and no secret.\n")?;
     let start = Instant::now();
-    commands::run(&RunArgs {
-        circuit: at("digits.circuit"),
-        key: at("keys").join("server.key"),
-        input: at("in.ct"),
-        output: at("out.ct"),
-        threads: 0,
-    })?;
+    let (circuit, key) = (at("digits.circuit"), at("keys").join("server.key"));
+    commands::run(&RunArgs::new(circuit, key, at("in.ct"), at("out.ct")))?;
     let seconds = start.elapsed().as_secs_f64();
     say("4. The client decrypts the result.\n")?;
     let encrypted = decrypt(folder.path())?;

@@ -3,7 +3,8 @@
 //! Codes are stable: a code is never given another meaning, and one that goes out of use is not used again. The error types
 //! say which code a value has (`code()`, in the crate of the type, so that the small runtime prints codes without
 //! this table); here is what to tell people. Codes from `TX0001` are invalid input, from `TX0101` unsupported, from
-//! `TX0201` infeasible, from `TX0301` our bugs, from `TX0501` refusals of a service.
+//! `TX0201` infeasible, from `TX0301` our bugs, from `TX0401` stopped on
+//! request, from `TX0501` checks that failed, from `TX0601` refusals of a service.
 
 use std::fmt::Write;
 
@@ -273,6 +274,20 @@ What to do: allow more error (`--output-error 0.1`), use a smaller margin (`--ma
 `thex report` shows the range of every tensor and channel of a compilation that worked.",
     },
     Explanation {
+        code: "TX0202",
+        kind: Kind::Infeasible,
+        title: "a run does not fit into memory",
+        text: "\
+Before a run starts, its peak of memory is predicted from the circuit: the circuit itself, the expanded keys, and the ciphertexts
+that are alive at the busiest instruction, with the buffers of a batch. That peak is above `--memory`, or above what the machine (or
+its control group) has. Nothing was started and nothing written.
+
+What to do: allow more with `--memory`; use a larger machine; fewer `--threads` need smaller buffers; compile for shorter
+sequences. `thex inspect OUT.circuit` prints the predicted peak.
+
+Example: `thex run m.circuit --memory 2GB …`",
+    },
+    Explanation {
         code: "TX0301",
         kind: Kind::Internal,
         title: "the compiler contradicts itself",
@@ -303,7 +318,33 @@ A bug of thex, not of your circuit or data: a key or a step of the executor is n
 What to do: please report it with the output of `thex inspect OUT.circuit --format json` and the command.",
     },
     Explanation {
+        code: "TX0401",
+        kind: Kind::Stopped,
+        title: "a run was stopped on request and can go on",
+        text: "\
+The first Ctrl-C (SIGINT) or SIGTERM stops a run with `--checkpoint DIR` after the batch at work, writes a checkpoint, and exits
+with status 75. A second one ends the process at once; then the last checkpoint is up to half a minute old.
+
+What to do: give the same command again, with the same circuit, key, input and folder. The result is the same, byte for byte, as
+without the interruption (on processors of the same type). To give up the run, delete the folder.",
+    },
+    Explanation {
         code: "TX0501",
+        kind: Kind::Departure,
+        title: "a node of a circuit departs from its prediction",
+        text: "\
+`thex verify` held every node of a circuit against its model, in up to three ways: the circuit's integers and tables without noise
+(quantised), with modelled noise (simulated), and what ciphertexts decrypt to. The own error of a node, given its operands as
+the circuit has them, is more than twice what was predicted, more than chance makes of it, and moves the outputs. The
+table names all such nodes with `!`; the message names the first.
+
+Common causes: data unlike the calibration data, which leave ranges (the column `outside`). If only decrypted values depart,
+keys, kernels or the machine are at fault: please report it.
+
+Example: `thex verify m --model m.onnx --data dev.npz --key keys/client.key`",
+    },
+    Explanation {
+        code: "TX0601",
         kind: Kind::Service,
         title: "the server has no such circuit, key or job",
         text: "\
@@ -316,7 +357,7 @@ Common causes: the server was started on another folder; a circuit was compiled 
 What to do: `thex client --server URL circuits` and `jobs` list what there is.",
     },
     Explanation {
-        code: "TX0502",
+        code: "TX0602",
         kind: Kind::Service,
         title: "the bearer token is missing, unknown or has expired",
         text: "\
@@ -327,7 +368,7 @@ What to do: the server's owner makes a token with `thex token NAME --tokens TOKE
 `--token FILE` or in the environment as THEX_TOKEN. A running server reads the file again when it changes.",
     },
     Explanation {
-        code: "TX0503",
+        code: "TX0603",
         kind: Kind::Service,
         title: "the body of a request is too large",
         text: "\
@@ -338,7 +379,7 @@ What to do: check that the file is the one that was meant (`server.key` for a ke
 it was made for a circuit of this server.",
     },
     Explanation {
-        code: "TX0504",
+        code: "TX0604",
         kind: Kind::Service,
         title: "the client is too slow",
         text: "\
@@ -348,7 +389,7 @@ deleted; nothing is kept of half an upload.
 What to do: send it again, over a better connection; the server's owner may raise --idle. `thex client` tries again by itself.",
     },
     Explanation {
-        code: "TX0505",
+        code: "TX0605",
         kind: Kind::Service,
         title: "an upload is incomplete, or not what its digest says",
         text: "\
@@ -359,7 +400,7 @@ What to do: send it again. If that does not help, compare `sha256sum server.key`
 may have changed since the digest was taken.",
     },
     Explanation {
-        code: "TX0506",
+        code: "TX0606",
         kind: Kind::Service,
         title: "the queue is full, or a quota is used up",
         text: "\
@@ -370,7 +411,7 @@ What to do: wait for a job to end (`Retry-After` says how long to wait before tr
 one, or delete a key with `DELETE /v1/keys/DIGEST`.",
     },
     Explanation {
-        code: "TX0507",
+        code: "TX0607",
         kind: Kind::Service,
         title: "the request contradicts what the server has",
         text: "\
@@ -381,7 +422,7 @@ What to do: choose another id (`thex client predict` without --id takes one that
 same id with the same input is no conflict: it is the same job, and is not run twice.",
     },
     Explanation {
-        code: "TX0508",
+        code: "TX0608",
         kind: Kind::Service,
         title: "the server has no room",
         text: "\
@@ -392,7 +433,7 @@ What to do: delete results and keys that are needed no longer (`DELETE /v1/jobs/
 owner may free the disk, raise --storage, or lower --keep.",
     },
     Explanation {
-        code: "TX0509",
+        code: "TX0609",
         kind: Kind::Service,
         title: "the server is shutting down",
         text: "\
@@ -402,7 +443,7 @@ again on the same --data folder.
 What to do: try again in a minute; `thex client` does so by itself, for --patience seconds.",
     },
     Explanation {
-        code: "TX0510",
+        code: "TX0610",
         kind: Kind::Service,
         title: "the server cannot be reached, or does not answer as thex does",
         text: "\
@@ -427,7 +468,16 @@ pub fn find(code: &str) -> Option<&'static Explanation> {
 #[must_use]
 pub fn list() -> String {
     let mut out = String::new();
-    for kind in [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal, Kind::Service] {
+    let kinds = [
+        Kind::Invalid,
+        Kind::Unsupported,
+        Kind::Infeasible,
+        Kind::Internal,
+        Kind::Stopped,
+        Kind::Departure,
+        Kind::Service,
+    ];
+    for kind in kinds {
         let _ = writeln!(out, "{} (exit status {})", kind.name(), kind.exit_status());
         for e in EXPLANATIONS.iter().filter(|e| e.kind == kind) {
             let _ = writeln!(out, "  {}  {}", e.code, e.title);

@@ -310,23 +310,23 @@ fn what_is_wrong_is_said() {
     let garbage = vec![7; 1000];
     let refused = |method: &str, path: &str, body: &[u8]| server.call(method, path, body).refusal();
     let code = |status: u16, code: &str| (status, code.to_owned());
-    assert_eq!(refused("GET", "/v1/nothing", &[]), code(404, "TX0501"));
+    assert_eq!(refused("GET", "/v1/nothing", &[]), code(404, "TX0601"));
     assert_eq!(refused("POST", "/v1/jobs", &[]), code(405, "TX0011"));
-    assert_eq!(refused("GET", &format!("/v1/circuits/{nothing}"), &[]), code(404, "TX0501"));
-    assert_eq!(refused("PUT", &no_circuit, &input), code(404, "TX0501"));
+    assert_eq!(refused("GET", &format!("/v1/circuits/{nothing}"), &[]), code(404, "TX0601"));
+    assert_eq!(refused("PUT", &no_circuit, &input), code(404, "TX0601"));
     assert_eq!(refused("PUT", "/v1/jobs/a", &input), code(400, "TX0011"));
     assert_eq!(refused("PUT", &job_path("no%20id"), &input), code(400, "TX0011"));
     assert_eq!(refused("PUT", "/v1/keys/short", &garbage), code(400, "TX0011"));
-    assert_eq!(refused("PUT", &format!("/v1/keys/{nothing}"), &garbage), code(400, "TX0505"));
+    assert_eq!(refused("PUT", &format!("/v1/keys/{nothing}"), &garbage), code(400, "TX0605"));
     assert_eq!(refused("PUT", &format!("/v1/keys/{}", digest(&garbage)), &garbage), code(422, "TX0002"));
     assert_eq!(refused("PUT", &format!("/v1/keys/{}", digest(&input)), &input), code(422, "TX0002"));
-    assert_eq!(refused("PUT", &job_path("a"), &input), code(404, "TX0501"), "the key is not registered yet");
+    assert_eq!(refused("PUT", &job_path("a"), &input), code(404, "TX0601"), "the key is not registered yet");
     bad_bodies(&server);
 
     assert_eq!(server.put_key().status, 201);
     assert_eq!(server.put_key().status, 200);
     assert_eq!(refused("PUT", &job_path("a"), &garbage), code(422, "TX0002"));
-    assert_eq!(refused("PUT", &job_path("a"), &vec![7; 1 << 20]), code(413, "TX0503"));
+    assert_eq!(refused("PUT", &job_path("a"), &vec![7; 1 << 20]), code(413, "TX0603"));
     let other = ClientKey::generate(&FIXTURE.bundle, Some(2)).unwrap();
     assert_eq!(refused("PUT", &job_path("a"), &FIXTURE.input(POSITIVE, &other)), code(422, "TX0003"));
     assert_eq!(server.call("GET", "/v1/jobs", &[]).json(), json!([]));
@@ -334,13 +334,13 @@ fn what_is_wrong_is_said() {
     assert_eq!(server.submit("a", &input).status, 201);
     assert_eq!(server.submit("a", &input).status, 200, "the same id and input is the same job");
     let second = FIXTURE.input(POSITIVE, &FIXTURE.client_key);
-    assert_eq!(server.submit("a", &second).refusal(), code(409, "TX0507"));
+    assert_eq!(server.submit("a", &second).refusal(), code(409, "TX0607"));
     let full = server.submit("b", &second);
-    assert_eq!(full.refusal(), code(429, "TX0506"));
+    assert_eq!(full.refusal(), code(429, "TX0606"));
     assert!(full.head.contains("retry-after: "));
-    assert_eq!(refused("GET", "/v1/jobs/a/result", &[]), code(409, "TX0507"));
-    assert_eq!(refused("DELETE", "/v1/jobs/a", &[]), code(409, "TX0507"));
-    assert_eq!(refused("DELETE", &format!("/v1/keys/{}", FIXTURE.key()), &[]), code(409, "TX0507"));
+    assert_eq!(refused("GET", "/v1/jobs/a/result", &[]), code(409, "TX0607"));
+    assert_eq!(refused("DELETE", "/v1/jobs/a", &[]), code(409, "TX0607"));
+    assert_eq!(refused("DELETE", &format!("/v1/keys/{}", FIXTURE.key()), &[]), code(409, "TX0607"));
     assert_eq!(server.wait("a")["state"], "done");
     assert_eq!(FIXTURE.label(&server.call("GET", "/v1/jobs/a/result", &[]).body), "positive");
 
@@ -349,7 +349,7 @@ fn what_is_wrong_is_said() {
     assert_eq!(cancelled["state"], "cancelled");
     assert_eq!(server.submit("b", &second).json()["state"], "cancelled", "a cancelled job is not run by asking again");
     assert_eq!(server.call("DELETE", "/v1/jobs/b", &[]).status, 204);
-    assert_eq!(refused("GET", "/v1/jobs/b", &[]), code(404, "TX0501"));
+    assert_eq!(refused("GET", "/v1/jobs/b", &[]), code(404, "TX0601"));
     assert_eq!(std::fs::read_dir(data.path().join("tmp")).unwrap().count(), 0, "nothing is left of refused bodies");
 }
 
@@ -363,13 +363,13 @@ fn bad_bodies(server: &Server) {
         stream
     };
     let large = format!("Content-Length: {}", 1_u64 << 40);
-    assert_eq!(parse(&mut open(&[&large], &[])).refusal(), (413, "TX0503".to_owned()));
+    assert_eq!(parse(&mut open(&[&large], &[])).refusal(), (413, "TX0603".to_owned()));
     let mut half = open(&["Content-Length: 1000000"], &[7; 1000]);
     half.shutdown(Shutdown::Write).unwrap();
     let mut rest = Vec::new();
     let _ = half.read_to_end(&mut rest);
     // No byte for a second: `--idle`.
-    assert_eq!(parse(&mut open(&["Content-Length: 1000000"], &[7; 1000])).refusal(), (408, "TX0504".to_owned()));
+    assert_eq!(parse(&mut open(&["Content-Length: 1000000"], &[7; 1000])).refusal(), (408, "TX0604".to_owned()));
     stalled_reader(server);
     // Half a header, for ever, keeps one socket busy and nobody else.
     let mut never = TcpStream::connect(server.address()).unwrap();
@@ -410,13 +410,13 @@ fn tokens_tls_and_room() {
         call(server.address(), "GET", "/v1/circuits", &[&header], &[])
     };
     assert_eq!(asked(&good).status, 200);
-    assert_eq!((asked(&old).refusal(), asked("x").refusal()), ((401, "TX0502".into()), (401, "TX0502".into())));
-    assert_eq!(server.call("GET", "/v1/jobs", &[]).refusal(), (401, "TX0502".to_owned()));
+    assert_eq!((asked(&old).refusal(), asked("x").refusal()), ((401, "TX0602".into()), (401, "TX0602".into())));
+    assert_eq!(server.call("GET", "/v1/jobs", &[]).refusal(), (401, "TX0602".to_owned()));
     assert_eq!(server.call("GET", "/metrics", &[]).status, 401);
     assert_eq!(server.call("GET", "/v1/health", &[]).json()["tokens"], true);
     let header = format!("Authorization: Bearer {good}");
     let full = call(server.address(), "PUT", &format!("/v1/keys/{}", FIXTURE.key()), &[&header], &FIXTURE.server_key);
-    assert_eq!(full.refusal(), (507, "TX0508".to_owned()));
+    assert_eq!(full.refusal(), (507, "TX0608".to_owned()));
 
     let tls = ["--tls-cert", &chain, "--tls-key", &key, "--tokens", &path("tokens.json")];
     let secure = Server::start(&folder.path().join("secure"), &tls);
@@ -430,8 +430,8 @@ fn tokens_tls_and_room() {
     assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
     assert!(String::from_utf8_lossy(&trusted.stdout).contains("tiny"));
     let distrusted = list(&[]);
-    assert_eq!(distrusted.status.code(), Some(6), "a certificate that nobody vouches for");
-    assert!(String::from_utf8_lossy(&distrusted.stderr).contains("TX0510"));
+    assert_eq!(distrusted.status.code(), Some(7), "a certificate that nobody vouches for");
+    assert!(String::from_utf8_lossy(&distrusted.stderr).contains("TX0610"));
 }
 
 #[test]
@@ -678,7 +678,7 @@ fn the_page_works_in_a_browser() {
         }
     }
     let (dom, _) = look(&browser, &format!("{}/#/job/none", server.url), "800,600");
-    assert!(dom.contains("TX0501"), "a job that is not there is said: {dom}");
+    assert!(dom.contains("TX0601"), "a job that is not there is said: {dom}");
     let page = server.call("GET", "/", &[]);
     assert!(page.head.contains("content-security-policy: default-src 'none'; script-src 'self'"), "{}", page.head);
     let script = String::from_utf8(server.call("GET", "/app.js", &[]).body).unwrap();

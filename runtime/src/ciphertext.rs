@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::Parameters;
 
+use crate::checkpoint::digest_words;
 use crate::container::{contradiction, read, write, wrong_size};
 use crate::error::Result;
 use crate::keys::seed_from_hex;
@@ -85,6 +86,12 @@ impl EncryptedInputs {
             return Err(contradiction(path, INPUTS, "its seed is damaged: encrypt again"));
         }
         Ok(Self { info: body.info, seed: body.seed, bodies })
+    }
+
+    /// Digest of seed and bodies, for the identity of a run.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest_words(self.seed.as_bytes(), [self.bodies.as_slice()])
     }
 
     /// The whole ciphertexts, one after another, k·N + 1 words each.

@@ -15,6 +15,7 @@ use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKe
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::{ClientBundle, Parameters};
 
+use crate::checkpoint::digest_words;
 use crate::container::{contradiction, file_bytes, read, write, wrong_size};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
@@ -207,6 +208,38 @@ pub fn server_key_bytes(parameters: &Parameters) -> Result<u64> {
     file_bytes(SERVER_KEY, &ServerBody { info, seeds }, words)
 }
 
+/// Bytes of a server key in memory.
+pub(crate) struct KeyMemory {
+    /// At the peak of loading and expanding.
+    pub(crate) loading: u64,
+    /// Expanded.
+    pub(crate) expanded: u64,
+}
+
+/// What loading a key of these parameters takes: [`ServerKey::load`] and [`ServerKey::expand`], step by step.
+pub(crate) fn key_memory(p: &Parameters) -> KeyMemory {
+    let [ksk, bsk, pksk] = seeded_words(p).map(|words| words as u64 * 8);
+    let file = ksk + bsk + pksk;
+    let big = p.big_lwe_dimension().0;
+    let keyswitch = TiledMatrix::bytes(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0);
+    let packing = TiledMatrix::bytes(big * p.packing.level.0, p.glwe_words());
+    let bootstrap = bsk * (p.glwe_dimension.0 + 1) as u64;
+    let steps = [
+        // The file, and its words.
+        2 * file,
+        // The words are split: the part in front keeps its room until it is expanded.
+        file + bsk + pksk + keyswitch,
+        bsk + pksk + 2 * keyswitch,
+        // Standard and tiled form of the packing key.
+        keyswitch + bsk + pksk + packing,
+        keyswitch + bsk + 2 * packing,
+        // Standard and Fourier form of the bootstrap key.
+        keyswitch + packing + bsk + bootstrap,
+        keyswitch + packing + 2 * bootstrap,
+    ];
+    KeyMemory { loading: steps.into_iter().max().unwrap_or(0), expanded: keyswitch + packing + bootstrap }
+}
+
 impl ServerKey {
     fn new(client: &ClientKey, seeder: &mut dyn Seeder) -> Self {
         let p = client.info.parameters;
@@ -269,6 +302,13 @@ impl ServerKey {
             bootstrap: seeded_bootstrap(&p, bootstrap, b),
             packing: seeded_packing(&p, packing, c),
         })
+    }
+
+    /// Digest of seeds and bodies, for the identity of a run.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
+        digest_words(seeds.as_bytes(), [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()])
     }
 
     /// The key with its masks, in standard (not Fourier) form, as tfhe's own functions take it.

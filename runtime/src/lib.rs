@@ -5,6 +5,7 @@
 //! * [`source`]: where those values come from: a data set, a [`text`] or an [`image`];
 //! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
+//! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine;
 //! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
@@ -12,6 +13,7 @@
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.
 
 pub mod calibrate;
+pub mod checkpoint;
 pub mod ciphertext;
 pub mod client;
 pub mod commands;
@@ -22,19 +24,25 @@ pub mod image;
 mod kernels;
 pub mod keys;
 pub mod labels;
+pub mod memory;
 pub mod npz;
 pub mod progress;
+pub mod run;
 pub mod simulate;
 pub mod source;
+mod state;
 pub mod text;
 
 pub use calibrate::KernelTimes;
+pub use checkpoint::{Checkpoint, Identity};
 pub use ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
 pub use container::check_writable;
 pub use error::{ErrorKind, Result, RuntimeError};
 pub use executor::{Backend, CpuBackend, Executor};
 pub use keys::{ClientKey, ExpandedServerKey, KeyInfo, ServerKey};
+pub use memory::Prediction;
 pub use progress::Progress;
+pub use run::{Run, RunOptions};
 pub use simulate::{Simulation, Simulator};
 
 #[cfg(test)]

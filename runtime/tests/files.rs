@@ -98,13 +98,8 @@ fn encrypt(work: &Work, bundle: &str, sample: usize, output: &str) -> thex_runti
 }
 
 fn run(work: &Work, input: &str, key: &str, output: &str) -> thex_runtime::Result<()> {
-    commands::run(&RunArgs {
-        circuit: work.path("m.circuit"),
-        key: work.path(key),
-        input: work.path(input),
-        output: work.path(output),
-        threads: 0,
-    })
+    let (circuit, key) = (work.path("m.circuit"), work.path(key));
+    commands::run(&RunArgs::new(circuit, key, work.path(input), work.path(output)))
 }
 
 fn decrypt(work: &Work, bundle: &str, input: &str) -> thex_runtime::Result<()> {

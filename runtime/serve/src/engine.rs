@@ -14,14 +14,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thex_runtime::calibrate::thread_pool;
+use thex_runtime::progress::Resumed;
 use thex_runtime::{
-    CiphertextInfo, CpuBackend, EncryptedInputs, EncryptedOutputs, KeyInfo, Progress, RuntimeError, ServerKey,
+    CiphertextInfo, CpuBackend, EncryptedInputs, EncryptedOutputs, Identity, KeyInfo, Progress, RuntimeError, ServerKey,
 };
 
 use crate::error::{Result, ServeError, disk_is_full};
 use crate::metrics::Metrics;
 use crate::models::{Model, Models};
-use crate::run::Run;
+use crate::run::{JobRun, Ran};
 use crate::sha;
 use crate::store::{Job, NewJob, Quotas, Store, now, sync_folder};
 use crate::turns::Turns;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub threads: usize,
     /// Expanded keys that stay in memory, of some 400 MB each.
     pub keys_in_memory: usize,
+    /// Time between checkpoints.
+    pub checkpoint_every: Duration,
     /// Seconds for which ended jobs are kept.
     pub keep: f64,
 }
@@ -73,6 +76,12 @@ impl Progress for Live {
     fn advance(&self, count: u64) {
         self.done.fetch_add(count, Ordering::Relaxed);
         self.metrics.pbs.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn resumed(&self, resumed: &Resumed) {
+        self.done.store(resumed.done, Ordering::Relaxed);
+        resumed.damaged.iter().for_each(|reason| tracing::warn!(reason, "a checkpoint was set aside"));
+        tracing::info!(done = resumed.done, total = self.total, "resumed from a checkpoint");
     }
 }
 
@@ -113,7 +122,7 @@ enum Outcome {
     Done(ResultInfo),
     /// It was told to stop: cancelled, or the service closes.
     Stopped,
-    /// There is no room for its result.
+    /// There is no room for its result or its checkpoint.
     NoRoom,
 }
 
@@ -349,7 +358,7 @@ impl Engine {
             let _ = self.wake.wait_timeout(state, FULL_PAUSE);
         }
         if matches!(outcome, Ok(Outcome::NoRoom)) {
-            tracing::warn!(serial = job.serial, "no room for a result: the job waits");
+            tracing::warn!(serial = job.serial, "no room for a result or a checkpoint: the job waits");
             let _ = self.wake.wait_timeout(lock(&self.state), FULL_PAUSE);
         }
     }
@@ -371,6 +380,8 @@ impl Engine {
                 let waits = self.store.job(client, id).is_ok_and(|j| j.serial == serial && !j.status.state.is_final());
                 if waits {
                     state.turns.put_back(client, serial);
+                } else {
+                    let _ = std::fs::remove_dir_all(self.store.job_file(job, "checkpoint"));
                 }
                 tracing::info!(client, job = id, serial, seconds, waits, "job stopped");
             }
@@ -404,15 +415,22 @@ impl Engine {
             ports: model.info.outputs.iter().map(|p| (p.name.clone(), p.elements)).collect(),
         };
         let inputs = input.expand(&model.circuit.parameters)?;
-        let run = Run {
+        let identity =
+            Identity { circuit: status.circuit.clone(), key: status.key.clone(), input: status.input.clone() };
+        let run = JobRun {
             circuit: &model.circuit,
             backend: &backend,
             inputs: &inputs,
-            checkpoint: &self.store.job_file(job, "checkpoint"),
+            identity,
+            checkpoint: (&self.store.job_file(job, "checkpoint"), self.settings.checkpoint_every),
             stop: &live.stop,
             progress: live,
         };
-        let Some(lwes) = run.outputs()? else { return Ok(Outcome::Stopped) };
+        let lwes = match run.run()? {
+            Ran::Whole(lwes) => lwes,
+            Ran::Stopped => return Ok(Outcome::Stopped),
+            Ran::NoRoom => return Ok(Outcome::NoRoom),
+        };
         let path = self.store.job_file(job, "result.ct");
         match (EncryptedOutputs { info, lwes }).save(&path) {
             Ok(()) => Ok(Outcome::Done(result_info(&path)?)),

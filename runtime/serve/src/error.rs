@@ -67,8 +67,8 @@ pub enum ServeError {
 
 /// Codes that a server may send, so that a client's exit status and `thex explain` follow them.
 const REMOTE_CODES: &[&str] = &[
-    "TX0001", "TX0002", "TX0003", "TX0010", "TX0011", "TX0103", "TX0303", "TX0501", "TX0502", "TX0503", "TX0504",
-    "TX0505", "TX0506", "TX0507", "TX0508", "TX0509", "TX0510",
+    "TX0001", "TX0002", "TX0003", "TX0010", "TX0011", "TX0103", "TX0303", "TX0601", "TX0602", "TX0603", "TX0604",
+    "TX0605", "TX0606", "TX0607", "TX0608", "TX0609", "TX0610",
 ];
 
 impl ServeError {
@@ -76,16 +76,16 @@ impl ServeError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotFound(_) => "TX0501",
-            Self::Denied(_) => "TX0502",
-            Self::TooLarge(_) => "TX0503",
-            Self::TooSlow(_) => "TX0504",
-            Self::BadUpload(_) => "TX0505",
-            Self::Busy(_) => "TX0506",
-            Self::Conflict(_) => "TX0507",
-            Self::Full(_) => "TX0508",
-            Self::Closing(_) => "TX0509",
-            Self::Unreachable(_) => "TX0510",
+            Self::NotFound(_) => "TX0601",
+            Self::Denied(_) => "TX0602",
+            Self::TooLarge(_) => "TX0603",
+            Self::TooSlow(_) => "TX0604",
+            Self::BadUpload(_) => "TX0605",
+            Self::Busy(_) => "TX0606",
+            Self::Conflict(_) => "TX0607",
+            Self::Full(_) => "TX0608",
+            Self::Closing(_) => "TX0609",
+            Self::Unreachable(_) => "TX0610",
             Self::Usage(_) => "TX0011",
             Self::Runtime(error) => error.code(),
             Self::Remote { code, .. } => code,
@@ -106,14 +106,14 @@ impl ServeError {
     /// Whether the service itself refused or was out of reach, as opposed to unusable files and arguments.
     #[must_use]
     pub fn is_service(&self) -> bool {
-        self.code().starts_with("TX05")
+        self.code().starts_with("TX06")
     }
 
-    /// Exit status of a program: 6 for the service's own refusals, otherwise that of the runtime's kinds.
+    /// Exit status of a program: 7 for the service's own refusals, otherwise that of the runtime's kinds.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            _ if self.is_service() => 6,
+            _ if self.is_service() => 7,
             Self::Runtime(error) => error.kind().exit_status(),
             Self::Internal(_) => ErrorKind::Internal.exit_status(),
             _ => ErrorKind::InvalidInput.exit_status(),
@@ -162,7 +162,7 @@ impl ServeError {
     pub fn remote(status: u16, body: &[u8]) -> Self {
         match serde_json::from_slice::<ErrorBody>(body) {
             Ok(ErrorBody { code, message }) => {
-                let code = REMOTE_CODES.iter().find(|c| **c == code).copied().unwrap_or("TX0510");
+                let code = REMOTE_CODES.iter().find(|c| **c == code).copied().unwrap_or("TX0610");
                 Self::Remote { status, code, message }
             }
             Err(_) => {

@@ -554,9 +554,9 @@ mod tests {
         assert!(new && job.status.state == JobState::Queued);
         let (again, new) = submit(&store, "alice", "1", "input").unwrap();
         assert!(!new && again.serial == job.serial);
-        assert_eq!(submit(&store, "alice", "1", "other").unwrap_err().code(), "TX0507");
+        assert_eq!(submit(&store, "alice", "1", "other").unwrap_err().code(), "TX0607");
         assert!(submit(&store, "bob", "1", "other").unwrap().1);
-        assert_eq!(store.job("carol", "1").unwrap_err().code(), "TX0501");
+        assert_eq!(store.job("carol", "1").unwrap_err().code(), "TX0601");
         assert_eq!(std::fs::read_to_string(store.job_file(&job, "input.ct")).unwrap(), "input");
     }
 
@@ -573,7 +573,7 @@ mod tests {
         store.finish(1, JobState::Cancelled, None, None).unwrap();
         assert!(submit(&store, "bob", "2", "x").unwrap().1);
         store.finish(2, JobState::Done, Some(&ResultInfo { digest: "r".into(), bytes: 2000 }), None).unwrap();
-        assert_eq!(submit(&store, "bob", "3", "x").unwrap_err().code(), "TX0508");
+        assert_eq!(submit(&store, "bob", "3", "x").unwrap_err().code(), "TX0608");
         store.forget("alice", "2").unwrap();
         assert!(submit(&store, "bob", "3", "x").unwrap().1);
     }
@@ -607,10 +607,10 @@ mod tests {
         }
         let other = KeyStatus { digest: "e".into(), ..key.clone() };
         let error = store.add_key("alice", &other, received(&store.uploads(), "other"), &QUOTAS).unwrap_err();
-        assert_eq!(error.code(), "TX0506");
+        assert_eq!(error.code(), "TX0606");
         let large = KeyStatus { bytes: 700, ..other };
         let error = store.add_key("carol", &large, received(&store.uploads(), "other"), &QUOTAS).unwrap_err();
-        assert_eq!(error.code(), "TX0508");
+        assert_eq!(error.code(), "TX0608");
         assert_eq!(store.keys("alice").unwrap(), [key.clone()]);
         store.remove_key("alice", "d").unwrap();
         assert!(store.key("alice", "d").is_err() && store.key_path("d").exists());

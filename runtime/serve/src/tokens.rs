@@ -126,6 +126,6 @@ mod tests {
         assert!(tokens.client("thex_0").unwrap_err().to_string().contains("unknown"));
         std::fs::write(&path, "{\"tokens\":[]}").unwrap();
         std::fs::File::open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
-        assert_eq!(tokens.client(&alice).unwrap_err().code(), "TX0502");
+        assert_eq!(tokens.client(&alice).unwrap_err().code(), "TX0602");
     }
 }

@@ -132,13 +132,13 @@ mod tests {
         let whole = take(body(10, Duration::ZERO), LIMITS).unwrap();
         assert_eq!((whole.bytes, whole.digest), (1000, thex_circuit::file::digest(&[7; 1000])));
         drop(whole.file);
-        assert_eq!(take(body(11, Duration::ZERO), LIMITS).err().unwrap().code(), "TX0503");
-        assert_eq!(take(body(1, Duration::from_secs(9)), LIMITS).err().unwrap().code(), "TX0504");
+        assert_eq!(take(body(11, Duration::ZERO), LIMITS).err().unwrap().code(), "TX0603");
+        assert_eq!(take(body(1, Duration::from_secs(9)), LIMITS).err().unwrap().code(), "TX0604");
         // Never idle, but at 2 kB/s where 1 MB/s is asked for.
         let limits = Limits { slowest: 1 << 20, ..LIMITS };
-        assert_eq!(take(body(9, Duration::from_millis(50)), limits).err().unwrap().code(), "TX0504");
+        assert_eq!(take(body(9, Duration::from_millis(50)), limits).err().unwrap().code(), "TX0604");
         let cut = Body::from_stream(stream::iter([Ok(Bytes::from_static(b"abc")), Err("reset")]));
-        assert_eq!(take(cut, LIMITS).err().unwrap().code(), "TX0505");
+        assert_eq!(take(cut, LIMITS).err().unwrap().code(), "TX0605");
         assert_eq!(left(folder.path()), 0);
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let file = NamedTempFile::from_parts(full, path);
         let error = runtime().block_on(receive_into(file, body(3, Duration::ZERO), LIMITS)).err().unwrap();
-        assert_eq!((error.code(), error.status().as_u16()), ("TX0508", 507));
+        assert_eq!((error.code(), error.status().as_u16()), ("TX0608", 507));
         assert_eq!(left(folder.path()), 0);
     }
 }

@@ -14,7 +14,7 @@ use crate::model::ModelArgs;
 use crate::print_out;
 
 /// Compile an ONNX transformer. Writes OUT.circuit (for the server), OUT.client (for the client), and two files that
-/// neither needs: OUT.report.json (for `thex report`) and OUT.graph (for `thex export`).
+/// neither needs: OUT.report.json (for `thex report` and `thex verify`) and OUT.graph (for `thex export`).
 #[derive(clap::Args)]
 pub(crate) struct CompileArgs {
     /// The model.
@@ -50,7 +50,8 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         return print_out(&thex_ir::print::print(&rewritten.graph));
     }
     let compiled = compile(&options)?;
-    let side = data::collect(&compiled).to_bytes()?;
+    let recipe = Some(data::Recipe::new(&options));
+    let side = data::ReportData { recipe, ..data::collect(&compiled) }.to_bytes()?;
     let emitted = &compiled.emitted;
     for (path, bytes) in paths.iter().zip([&emitted.circuit_bytes, &emitted.bundle_bytes, &side, &compiled.graph_bytes])
     {

@@ -28,6 +28,7 @@ mod model;
 mod passes;
 mod report;
 mod trace;
+mod verify;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -64,6 +65,7 @@ enum Command {
     Client(ClientArgs),
     Evaluate(EvaluateArgs),
     Trace(trace::TraceArgs),
+    Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
     Export(export::ExportArgs),
     Passes(PassesArgs),
@@ -147,6 +149,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Client(args) => Ok(service::client(args)?),
         Command::Evaluate(args) => run_evaluate(args),
         Command::Trace(args) => trace::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),

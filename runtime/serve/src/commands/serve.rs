@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use thex_runtime::checkpoint::EVERY;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -72,6 +73,9 @@ pub struct ServeArgs {
     /// How long results are kept.
     #[arg(long, value_name = "HOURS", default_value_t = 168.0)]
     pub keep: f64,
+    /// Time between checkpoints of a job at work.
+    #[arg(long, value_name = "SECONDS", default_value_t = EVERY.as_secs_f64())]
+    pub checkpoint_every: f64,
     /// How long a client may be silent in the middle of a request or an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub idle: f64,
@@ -96,6 +100,7 @@ impl ServeArgs {
             workers: usize::from(self.workers),
             threads: self.threads,
             keys_in_memory: self.keys_in_memory,
+            checkpoint_every: Duration::try_from_secs_f64(self.checkpoint_every).unwrap_or(EVERY),
             keep: self.keep.max(0.0) * 3600.0,
         }
     }

@@ -92,7 +92,7 @@ function follow(id, tell) {
   const control = new AbortController();
   const listen = async () => {
     const answer = await fetch(`/v1/jobs/${id}/events`, { headers: headers(), signal: control.signal });
-    if (!answer.ok) throw Object.assign(new Error((await answer.json()).message), { status: answer.status, code: "TX0501" });
+    if (!answer.ok) throw Object.assign(new Error((await answer.json()).message), { status: answer.status, code: "TX0601" });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
