@@ -611,7 +611,7 @@ mod tests {
         let large = KeyStatus { bytes: 700, ..other };
         let error = store.add_key("carol", &large, received(&store.uploads(), "other"), &QUOTAS).unwrap_err();
         assert_eq!(error.code(), "TX0608");
-        assert_eq!(store.keys("alice").unwrap(), [key.clone()]);
+        assert_eq!(store.keys("alice").unwrap(), std::slice::from_ref(&key));
         store.remove_key("alice", "d").unwrap();
         assert!(store.key("alice", "d").is_err() && store.key_path("d").exists());
         store.remove_key("bob", "d").unwrap();
