@@ -142,7 +142,7 @@ mod tests {
             of(ServeError::Unreachable, "the server cannot be reached"),
             of(ServeError::Internal, "a table is gone"),
             ServeError::Runtime(RuntimeError::Input("the input has other tensors".into())),
-            ServeError::Remote { status: 429, code: "TX0506", message: "the queue is full".into() },
+            ServeError::Remote { status: 429, code: "TX0606", message: "the queue is full".into() },
         ]
     }
 
