@@ -14,7 +14,7 @@
 //! elements and samples.
 
 mod predict;
-mod sample;
+pub(crate) mod sample;
 mod text;
 pub mod verify;
 
@@ -97,10 +97,10 @@ pub struct NodeTrace {
 }
 
 /// A node whose ciphertexts can be decoded.
-struct Traced {
-    id: NodeId,
+pub(crate) struct Traced {
+    pub(crate) id: NodeId,
     /// First address in lwe memory.
-    start: usize,
+    pub(crate) start: usize,
     /// Number of the instruction; inputs have none.
     instruction: Option<usize>,
 }
@@ -142,7 +142,7 @@ fn calibrated_means(compiled: &Compiled, options: &CompileOptions, work: &Worklo
 }
 
 /// The nodes that make blocks of lwe memory, in execution order.
-fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
+pub(crate) fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
     let order = graph.topological();
     let inputs = order.iter().filter(|id| matches!(graph.node(**id).op, Op::He(HeOp::Encrypt)));
     let inputs = inputs.zip(&circuit.inputs).map(|(&id, (_, block))| (id, block.start, None));

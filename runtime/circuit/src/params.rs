@@ -6,6 +6,9 @@
 //! that tfhe's own curve (`minimal_lwe_variance_for_132_bits_security_gaussian`, fitted to the lattice
 //! estimator at 132 bits) asks for at the dimension, so a parameter set cannot state a weaker one.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::noise_formulas::secure_noise::minimal_lwe_variance_for_132_bits_security_gaussian;
 use tfhe::core_crypto::prelude::{
@@ -43,7 +46,14 @@ impl Decomposition {
     }
 }
 
-/// One set of TFHE parameters.
+impl fmt::Display for Decomposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.base_log.0, self.level.0)
+    }
+}
+
+/// One set of TFHE parameters. As text, `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
+/// keyswitch, bootstrap and packing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
     /// n: dimension of the small key.
@@ -74,6 +84,17 @@ impl Parameters {
             keyswitch: Decomposition::new(3, 5),
             bootstrap: Decomposition::new(15, 2),
             packing: Decomposition::new(12, 3),
+        }
+    }
+
+    /// The same decompositions at other dimensions n, k and N.
+    #[must_use]
+    pub fn with_dimensions(self, n: usize, k: usize, size: usize) -> Self {
+        Self {
+            lwe_dimension: LweDimension(n),
+            glwe_dimension: GlweDimension(k),
+            polynomial_size: PolynomialSize(size),
+            ..self
         }
     }
 
@@ -145,5 +166,71 @@ impl Parameters {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
+        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)
+    }
+}
+
+impl FromStr for Parameters {
+    type Err = CircuitError;
+
+    /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong =
+            || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
+        let parts: Vec<(&str, &str)> =
+            text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
+        let one = |name: &str| {
+            let mut found = parts.iter().filter(|(n, _)| *n == name).map(|(_, value)| *value);
+            found.next().filter(|_| found.next().is_none()).ok_or_else(wrong)
+        };
+        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+        let dimension = |name: &str| number(one(name)?);
+        let decomposition = |name: &str| {
+            let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
+            Ok(Decomposition::new(number(base)?, number(level)?))
+        };
+        if parts.len() != 6 {
+            return Err(wrong());
+        }
+        Ok(Self {
+            lwe_dimension: LweDimension(dimension("n")?),
+            glwe_dimension: GlweDimension(dimension("k")?),
+            polynomial_size: PolynomialSize(dimension("N")?),
+            keyswitch: decomposition("ks")?,
+            bootstrap: decomposition("bs")?,
+            packing: decomposition("pk")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_is_read_back() {
+        let standard = Parameters::standard();
+        assert_eq!(standard.to_string(), "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3");
+        assert_eq!(standard.to_string().parse::<Parameters>().unwrap(), standard);
+        assert_eq!("N=2048,k=1,n=850,pk=12x3,ks=3x5,bs=15x2".parse::<Parameters>().unwrap(), standard);
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "n=850",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12",
+            "n=850,n=850,N=2048,ks=3x5,bs=15x2,pk=12x3",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,q=64",
+        ] {
+            assert!(text.parse::<Parameters>().is_err(), "{text}");
+        }
     }
 }

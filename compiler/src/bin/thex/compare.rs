@@ -39,7 +39,7 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let options = args.rewriting.options(&args.model, &args.calibration, None)?;
+    let options = args.rewriting.plain_options(&args.model, &args.calibration)?;
     let profiles: Vec<_> = args.profiles.iter().map(|&p| p.into()).collect();
     let work = Workload {
         model: args.model.clone(),
