@@ -255,7 +255,10 @@ fn recorder(target: String) -> (String, Arc<Mutex<Vec<u8>>>) {
             let mut server = TcpStream::connect(&target).unwrap();
             let (mut back, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
             let kept = Arc::clone(&kept);
-            std::thread::spawn(move || std::io::copy(&mut back, &mut to));
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut back, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
             std::thread::spawn(move || {
                 let mut chunk = vec![0; 1 << 16];
                 while let Ok(n @ 1..) = client.read(&mut chunk) {

@@ -98,6 +98,8 @@ impl Remote {
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
             .max_redirects(0)
+            // Less than the server keeps a silent connection.
+            .max_idle_age(Duration::from_secs(5))
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
@@ -139,10 +141,12 @@ impl Remote {
 
     /// Sends again what may succeed later, until patience ends.
     fn patiently<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
-        let (start, mut pause) = (Instant::now(), Duration::from_millis(200));
+        let (mut failing, mut pause) = (None, Duration::from_millis(200));
         loop {
             match work() {
-                Err(error) if passes(&error) && start.elapsed() + pause < self.patience => {
+                Err(error)
+                    if passes(&error) && failing.get_or_insert_with(Instant::now).elapsed() + pause < self.patience =>
+                {
                     tracing::warn!(%error, "trying again");
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_secs(5));
