@@ -38,6 +38,15 @@ pub struct Received {
     pub bytes: u64,
 }
 
+/// Bytes that uploads leave free on the disk, for results and the database.
+const RESERVE: u64 = 64 << 20;
+
+/// Bytes that are free for us on the disk of a folder.
+fn free(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
 fn too_large(limit: u64) -> ServeError {
     ServeError::TooLarge(format!("the body is larger than {limit} bytes, which is all that this request can need"))
 }
@@ -54,9 +63,9 @@ fn writer(mut file: NamedTempFile, mut chunks: mpsc::Receiver<Bytes>) -> Result<
     Ok(Received { file, digest: hasher.hex(), bytes })
 }
 
-/// Sends the body's chunks to the writer; stops without error if the writer has failed.
+/// Sends the body's chunks to the writer. That the writer has failed is no error of this.
 async fn pump(mut body: Body, limits: Limits, sink: mpsc::Sender<Bytes>) -> Result<()> {
-    let (start, mut bytes) = (Instant::now(), 0_u64);
+    let (start, mut bytes, mut open) = (Instant::now(), 0_u64, true);
     let slow =
         |bytes| ServeError::TooSlow(format!("the body stalled after {bytes} bytes: nothing was kept; send it again"));
     loop {
@@ -73,9 +82,8 @@ async fn pump(mut body: Body, limits: Limits, sink: mpsc::Sender<Bytes>) -> Resu
         if late.as_secs_f64() * limits.slowest as f64 > bytes as f64 {
             return Err(slow(bytes));
         }
-        if sink.send(chunk).await.is_err() {
-            return Ok(());
-        }
+        // When the writer has failed the rest is read and dropped: a client that still sends would not hear the answer.
+        open = open && sink.send(chunk).await.is_ok();
     }
 }
 
@@ -87,6 +95,9 @@ pub async fn receive(headers: &HeaderMap, body: Body, folder: &Path, limits: Lim
     let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if announced.is_some_and(|n| n > limits.bytes) {
         return Err(too_large(limits.bytes));
+    }
+    if announced.is_some_and(|n| free(folder).is_some_and(|free| free < n.saturating_add(RESERVE))) {
+        return Err(disk("keep an upload", &std::io::ErrorKind::StorageFull.into()));
     }
     let file =
         tempfile::Builder::new().prefix("upload-").tempfile_in(folder).map_err(|e| disk("keep an upload", &e))?;

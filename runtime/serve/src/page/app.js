@@ -16,6 +16,7 @@ function element(name, properties = {}, ...children) {
 }
 
 const text = (value) => document.createTextNode(String(value));
+const clip = (value) => (value.length > 40 ? `${value.slice(0, 39)}…` : value);
 const count = (value) => Number(value).toLocaleString("en-US");
 const short = (digest) => digest.slice(0, 12);
 
@@ -211,7 +212,7 @@ function reportParts(report) {
     element("h2", {}, text("Costliest tensors")),
     table([column("tensor"), column("operation"), column("shape"), column("PBS", true), column("")], nodes.slice(0, 15).map((n) => ({
       attributes: { "data-tensor": n.name },
-      cells: [element("code", {}, text(n.name)), n.function || n.op, n.shape.join("×"), count(n.pbs), bar(n.pbs, most, `share of ${n.name}`)],
+      cells: [element("code", {}, text(n.name)), clip(n.function || n.op), n.shape.join("×"), count(n.pbs), bar(n.pbs, most, `share of ${n.name}`)],
     }))),
     element("h2", {}, text("Where the output error comes from")),
     table([column("step"), column("source"), column("share", true)], report.error_sources.slice(0, 15).map((s) => ({
