@@ -253,11 +253,25 @@ What to do: export without them (a fixed length needs no padding mask); let the 
         title: "parameters are refused",
         text: "\
 The cryptographic parameters in a file are below 128 bits of security by tfhe's noise curve, or outside the dimensions for which
-that curve was fitted. thex does not run them: keys made with them would protect nothing.
+that curve was fitted and checked (runtime/circuit/security/table.csv). thex does not run them: keys made with them would protect nothing.
 
 Common causes: a circuit or bundle that was edited, or written by another version with other parameter sets.
 
 What to do: compile the model again with this version.",
+    },
+    Explanation {
+        code: "TX0104",
+        kind: Kind::Unsupported,
+        title: "a result cannot be made safe to share",
+        text: "\
+`decrypt --share=BITS` hides the error of a result, which depends on the secret key, under fresh noise that is larger by about BITS
+bits. This result has not that many bits between its error and its range, so nothing of it would be left.
+
+Common causes: the outputs of a transformer have three to six bits above their noise, while 30 bits of statistical security take
+more than 30.
+
+What to do: share the decision (the class), not the numbers; ask for fewer bits, if the message names a number that fits and it is
+enough for you; or keep the numbers to the key's owner.",
     },
     Explanation {
         code: "TX0201",

@@ -46,7 +46,7 @@ pub struct Precision {
 
 impl Default for Precision {
     fn default() -> Self {
-        Self { output_error: 0.12, margin: 0.125 }
+        Self { output_error: 0.13, margin: 0.125 }
     }
 }
 

@@ -27,6 +27,7 @@ use crate::labels::{self, Classified};
 use crate::memory::{self, Limit, Prediction, parse_bytes};
 use crate::progress::{Progress, Resumed};
 use crate::run::{PART, Run, RunOptions};
+use crate::share::{self, Sharing};
 use crate::source::Source;
 
 /// Generate a client key (secret) and a server key for a compiled model.
@@ -129,6 +130,14 @@ pub struct DecryptArgs {
     /// Do not round to the modelled precision. Raw results leak the key to whoever collects enough of them.
     #[arg(long)]
     pub raw: bool,
+    /// Add noise, so that the result may be shown to others with BITS bits of statistical security (30 if not given). Refused
+    /// where nothing of the result would be left.
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "30", conflicts_with = "raw",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(share::MAX_BITS)))]
+    pub share: Option<u32>,
+    /// How many results under this key will be shown to others in all: --share adds the more noise.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "share", value_parser = clap::value_parser!(u32).range(1..))]
+    pub shared_results: u32,
 }
 
 fn label(path: &Path) -> String {
@@ -396,6 +405,25 @@ fn execute(
     run.discard_checkpoint()
 }
 
+/// What `decrypt` says of a rounded result.
+const ROUNDED_NOTE: &str = "note: rounded to the modelled precision, which hides most of the error but is no proof: the numbers are for \
+                            the key's owner (--share makes them safe to show, where there is room)";
+/// What it says of a raw one.
+const RAW_NOTE: &str =
+    "warning: raw results show errors that depend on the key; enough of them give it away. Keep them to yourself";
+
+/// Decrypts with flooding, and says what that gives.
+fn shared(bundle: &ClientBundle, key: &ClientKey, result: &EncryptedOutputs, sharing: Sharing) -> Result<Vec<Named>> {
+    let (outputs, flooding) = share::decrypt(bundle, key, result, sharing)?;
+    let worst = flooding.deviations.iter().flatten().copied().fold(0.0, f64::max);
+    eprintln!(
+        "noise of up to {worst:.3e} rms added: {} bits of statistical security for {} shared results, if errors are as modelled \
+         (Li et al., CRYPTO 2022); {:.1} bits of the range are left",
+        sharing.bits, sharing.results, flooding.bits_left
+    );
+    Ok(outputs)
+}
+
 /// Decrypts a result and prints it.
 ///
 /// # Errors
@@ -410,7 +438,20 @@ pub fn decrypt(args: &DecryptArgs) -> Result<()> {
     let advice = "decrypt with the key that the input was encrypted with";
     same_key(&label(&args.key), &key.info.id, &label(&args.input), &result.info.key, advice)?;
     let rounding = if args.raw { Rounding::Raw } else { Rounding::Modelled };
-    print_outputs(&bundle, &client::decrypt(&bundle, &key, &result, rounding)?, rounding, args.json)
+    let outputs = match args.share {
+        Some(bits) => shared(&bundle, &key, &result, Sharing { bits, results: args.shared_results })?,
+        None => client::decrypt(&bundle, &key, &result, rounding)?,
+    };
+    if args.share.is_none() {
+        eprintln!("{}", rounding_note(rounding));
+    }
+    print_outputs(&bundle, &outputs, rounding, args.json)
+}
+
+/// What whoever sees a result should know.
+#[must_use]
+pub fn rounding_note(rounding: Rounding) -> &'static str {
+    if rounding == Rounding::Raw { RAW_NOTE } else { ROUNDED_NOTE }
 }
 
 /// Writes decrypted outputs to standard output, for people or as one JSON object.

@@ -33,6 +33,9 @@ pub enum RuntimeError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// A result has not enough precision to be made safe to share.
+    #[error("this result cannot be made safe to share: {0}")]
+    NotShareable(String),
     /// The operating system refused.
     #[error("cannot {action} `{path}`: {source}")]
     Io {
@@ -123,7 +126,7 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Circuit(CircuitError::Parameters(_)) => ErrorKind::Unsupported,
+            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) => ErrorKind::Unsupported,
             Self::Internal(_) => ErrorKind::Internal,
             Self::Memory { .. } => ErrorKind::Infeasible,
             Self::Stopped { .. } => ErrorKind::Stopped,
@@ -145,6 +148,7 @@ impl RuntimeError {
             Self::Mismatch { .. } => "TX0003",
             Self::Input(_) => "TX0010",
             Self::Memory { .. } => "TX0202",
+            Self::NotShareable(_) => "TX0104",
             Self::Internal(_) => "TX0303",
             Self::Stopped { .. } => "TX0401",
         }

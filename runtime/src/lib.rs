@@ -3,6 +3,7 @@
 //! * [`keys`]: client and server keys, their files;
 //! * [`client`]: values → ciphertexts → values;
 //! * [`source`]: where those values come from: a data set, a [`text`] or an [`image`];
+//! * [`share`]: results that others than the key's owner may see;
 //! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod npz;
 pub mod progress;
 pub mod run;
+pub mod share;
 pub mod simulate;
 pub mod source;
 mod state;

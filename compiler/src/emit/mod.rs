@@ -49,13 +49,16 @@ pub struct Emitted {
 /// Emits a placed graph.
 ///
 /// # Errors
-/// [`CompileError::Internal`] when a fact that the verifier demands is missing.
+/// Parameters outside the table of 128-bit dimensions are refused; [`CompileError::Internal`] when a fact that the verifier demands is
+/// missing.
 pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError> {
+    options.parameters.check()?;
     let circuit = circuit(graph, options.parameters, options.info)?;
     let circuit_bytes = circuit.to_bytes()?;
     let digest = thex_circuit::file::digest(&circuit_bytes);
     let mut bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
     bundle.interface = options.interface;
+    bundle.verify().map_err(CompileError::Internal)?;
     let bundle_bytes = bundle.to_bytes()?;
     Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
 }

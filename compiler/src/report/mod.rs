@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use thex_circuit::params::SECURITY_BITS;
+use thex_circuit::security;
 use thex_circuit::{Circuit, LayerInfo, NoiseModel, Parameters};
 use thex_passes::PassRecord;
 use thex_runtime::{KernelTimes, Prediction};
@@ -56,6 +57,12 @@ pub fn circuit_json(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Val
             "busiest_instruction": memory.busiest,
         },
         "security_bits": SECURITY_BITS,
+        "security": {
+            "curve_bits": SECURITY_BITS,
+            "curve": "tfhe minimal_lwe_variance_for_132_bits_security_gaussian",
+            "estimated_bits": security::bits(p),
+            "estimate": security::SOURCE,
+        },
         "parameters": {
             "lwe_dimension": p.lwe_dimension.0,
             "glwe_dimension": p.glwe_dimension.0,
@@ -124,9 +131,11 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
     );
     let _ = writeln!(
         out,
-        "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1})",
+        "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1}); {:.1} by {}",
         0.5 * p.small_noise().0.log2(),
-        0.5 * p.big_noise().0.log2()
+        0.5 * p.big_noise().0.log2(),
+        security::bits(p).unwrap_or(0.0),
+        security::SOURCE
     );
     let _ = writeln!(
         out,

@@ -31,6 +31,7 @@ use thex_ir::he::Purpose;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
 use super::insert_bootstraps::magnitude;
+use super::nearest_plane::{Observed, round_sets};
 use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, rounding};
 use super::solver::{Term, minimise};
 use super::{OUTPUT_FILL, guard, usable};
@@ -48,11 +49,13 @@ const MAX_WEIGHT: f64 = (1_u64 << 30) as f64;
 pub struct InsertRescale {
     /// Whether arguments are widened until the equal weights of a sum are integers.
     pub exact_sums: bool,
+    /// Whether weights are rounded together, so that their errors cancel on calibration values.
+    pub nearest_plane: bool,
 }
 
 impl Default for InsertRescale {
     fn default() -> Self {
-        Self { exact_sums: true }
+        Self { exact_sums: true, nearest_plane: true }
     }
 }
 
@@ -71,7 +74,11 @@ impl Pass for InsertRescale {
 
     fn options(&mut self) -> Vec<PassOption<'_>> {
         let help = "widen sums of equal weights until those are integers, instead of rounding them";
-        vec![PassOption::switch("exact-sums", &mut self.exact_sums, help)]
+        let plane = "round the weights of a row together, so that errors cancel on calibration values";
+        vec![
+            PassOption::switch("exact-sums", &mut self.exact_sums, help),
+            PassOption::switch("nearest-plane", &mut self.nearest_plane, plane),
+        ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
@@ -107,7 +114,8 @@ impl Pass for InsertRescale {
                 ))
             });
         }
-        round_weights(graph, sensitivity)?;
+        let observed = if self.nearest_plane { Some(Observed::new(graph, cx)?) } else { None };
+        round_weights(graph, sensitivity, observed.as_ref())?;
         noise_bits(graph, cx);
         cx.analysis = Some(analysis);
         graph.stage = Stage::Placed;
@@ -586,11 +594,17 @@ fn snap_source(graph: &mut Graph, source: NodeId, out: f64, row: &[f64], gather:
     graph.node_mut(source).facts.encodings = Some(encodings);
 }
 
-fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity) -> Result<()> {
+fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity, observed: Option<&Observed>) -> Result<()> {
     let mut problems = Vec::new();
     for id in graph.topological() {
         let Op::He(HeOp::Linear { map, .. }) = &graph.node(id).op else { continue };
-        let integers = integer_weights(graph, id, map);
+        let mut integers = scaled_weights(graph, id, map);
+        match observed {
+            Some(observed) => {
+                round_sets((graph, id, map), &mut integers, observed, sensitivity, &|node, i| scale_of(graph, node, i))
+            }
+            None => integers.iter_mut().for_each(|w| *w = w.round()),
+        }
         if integers.iter().any(|w| w.abs() > MAX_WEIGHT || !w.is_finite()) {
             let help = "raise the calibration margin, or report this model";
             problems.push(Problem::new(graph, id, "an integer weight exceeds 2^30", help));
@@ -628,9 +642,15 @@ fn bias_correction(graph: &Graph, id: NodeId, map: &HeLinear, integers: &[f64], 
     correction
 }
 
-fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
+/// Value of one turn of the torus.
+fn scale_of(graph: &Graph, node: NodeId, element: usize) -> f64 {
+    graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[element].scale)
+}
+
+/// Real weights in integer units; those of absent operands are 0.
+fn scaled_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
     let operands = graph.operands(id);
-    let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
+    let scale = |node: NodeId, i: usize| scale_of(graph, node, i);
     let (m, k) = (map.outputs, map.operands);
     let mut integers = vec![0.0; map.weights.len()];
     let mut done = vec![false; map.weights.len() / (m * k).max(1)];
@@ -648,7 +668,7 @@ fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
                 }
                 let at = (set * m + r) * k + c;
                 let x = scale(operands[address.port as usize], address.index as usize);
-                integers[at] = (map.weights[at] * x / out).round();
+                integers[at] = map.weights[at] * x / out;
             }
         }
     }

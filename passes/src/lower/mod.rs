@@ -11,6 +11,7 @@
 pub mod affine;
 mod insert_bootstraps;
 mod insert_rescale;
+mod nearest_plane;
 pub mod products;
 mod select_parameters;
 pub mod sensitivity;

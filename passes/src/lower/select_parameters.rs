@@ -4,6 +4,9 @@
 //! parameters or to none. So the graph is analysed once, and a set is judged by scaling the terms by its noises and solving
 //! the geometric program of the amplitudes again, which takes milliseconds. Sets come from [`params::front`], cheapest first.
 //!
+//! Noisier sets than the standard one are not tried: errors are modelled to first order, and where outputs are saturated (a tanh, a sure
+//! class) the model trusts a flatness that noise leaves. A BERT of 24 tokens, modelled 0.10, may have 0.21 and gets a set at 0.20: simulated 0.90.
+//!
 //! Where no set keeps to the error that was asked for, the cheapest one is taken that comes within a tenth of the least error of all.
 //! Plans of products stay as `insert-bootstraps` made them for the standard set; in a larger ring their boxes grow.
 //!
@@ -65,16 +68,17 @@ impl Pass for SelectParameters {
         let work = work(graph);
         let most = self.most_cost * params::cost(&cx.parameters, &work);
         let mut front = params::front(&Grid::full(), &work);
-        front.retain(|p| p.cost <= most);
+        let standard = cx.noise();
+        front.retain(|p| p.cost <= most && p.argument <= standard.argument() && p.bootstrap <= standard.bootstrap);
         cx.count("sets", front.len() as u64);
         let goal = cx.precision.output_error * analysis.sensitivity.output_spread;
         let Some(chosen) = choose(&front, &forecast, goal) else { return Ok(false) };
-        let standard = params::cost(&cx.parameters, &work);
+        let cost = params::cost(&cx.parameters, &work);
         let error = forecast.error(&chosen);
         cx.note(format!(
             "{}: modelled error {error:.4}, {:.2} times the work of the standard set ({:.4})",
             chosen.parameters,
-            chosen.cost / standard,
+            chosen.cost / cost,
             forecast.error_at(&forecast.from, 1.0),
         ));
         if error > goal {

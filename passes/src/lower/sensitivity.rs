@@ -160,7 +160,7 @@ pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
 }
 
 /// Calibration samples that are run backwards, evenly spaced.
-fn chosen_samples<'a>(graph: &Graph, cx: &'a PassCx) -> Vec<&'a Vec<Arc<Tensor>>> {
+pub(super) fn chosen_samples<'a>(graph: &Graph, cx: &'a PassCx) -> Vec<&'a Vec<Arc<Tensor>>> {
     let ciphertexts: usize = graph.ids().map(|id| graph.node(id).shape.iter().product::<usize>()).sum();
     let count = (MAX_WORK / ciphertexts.max(1)).clamp(*SAMPLES.start(), *SAMPLES.end());
     let stride = cx.samples.len().div_ceil(count).max(1);

@@ -154,3 +154,28 @@ fn copy_to_keyswitches(graph: &mut Graph) {
         graph.node_mut(id).facts.ranges = Some(Arc::new(ranges));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_grows_by_what_its_margin_lacks() {
+        let ranges = Ranges { class: vec![0, 0, 1], lo: vec![0.0, -1.0], hi: vec![10.0, 1.0], rms: vec![5.0, 0.5] };
+        // Median magnitude 0.6745·0.5 is a deviation of 0.5: four of them are 2, of which half a margin of 1 (0.1 of the width) is there.
+        let half = 0.6745 * 0.5;
+        let errors = vec![vec![half, -half], vec![half, half, 100.0], vec![0.0]];
+        let (wider, count, most) = WidenForNoise::default().widened(&ranges, &errors, 0.125);
+        assert_eq!(count, 1);
+        assert!((wider.lo[0] + 1.5).abs() < 1e-9 && (wider.hi[0] - 11.5).abs() < 1e-9, "{wider:?}");
+        assert!((most - 1.3).abs() < 1e-9);
+        assert_eq!((wider.lo[1], wider.hi[1]), (-1.0, 1.0));
+    }
+
+    #[test]
+    fn growth_is_bounded() {
+        let ranges = Ranges { class: vec![0], lo: vec![0.0], hi: vec![1.0], rms: vec![1.0] };
+        let (wider, ..) = WidenForNoise::default().widened(&ranges, &[vec![50.0; 3]], 0.125);
+        assert_eq!((wider.lo[0], wider.hi[0]), (-1.0, 2.0));
+    }
+}

@@ -16,6 +16,7 @@ pub mod interface;
 pub mod noise;
 pub mod params;
 mod part;
+pub mod security;
 
 pub use bundle::{ClientBundle, Encoding, Port};
 pub use error::CircuitError;

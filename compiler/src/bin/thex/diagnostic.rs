@@ -14,7 +14,9 @@ pub(crate) fn show(error: &CompileError) -> ExitCode {
 fn render(error: &CompileError, theme: GraphicalTheme) -> String {
     let code = error.code();
     let more = format!("`thex explain {code}` says more");
-    let help = error.help().map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
+    // Refused parameters and results have nothing to do with operators.
+    let of_model = !matches!(code, "TX0103" | "TX0104");
+    let help = error.help().filter(|_| of_model).map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
     let diagnostic =
         MietteDiagnostic::new(error.to_string()).with_severity(Severity::Error).with_code(code).with_help(help);
     let mut text = String::new();
@@ -117,6 +119,7 @@ mod tests {
     fn runtime_errors() -> Vec<RuntimeError> {
         vec![
             RuntimeError::Input("input `image` contains NaN".into()),
+            RuntimeError::NotShareable("30 bits leave nothing of the values".into()),
             RuntimeError::Mismatch { left: "a".into(), right: "b".into(), reason: "other keys".into() },
             RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
             RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },

@@ -16,7 +16,7 @@ use indicatif::HumanBytes;
 use thex_circuit::ClientBundle;
 use thex_circuit::file::write_atomic;
 use thex_runtime::client::{self as crypto, Rounding};
-use thex_runtime::commands::{Bar, KeygenArgs, check_key, keygen, print_outputs};
+use thex_runtime::commands::{Bar, KeygenArgs, check_key, keygen, print_outputs, rounding_note};
 use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedOutputs, Progress, RuntimeError};
 
@@ -341,6 +341,7 @@ fn finish(remote: &Remote, home: &Home, bundle: &ClientBundle, id: &str, showing
     let outputs = EncryptedOutputs::load(file.path(), &bundle.parameters)?;
     let rounding = if showing.raw { Rounding::Raw } else { Rounding::Modelled };
     let values = crypto::decrypt(bundle, &ClientKey::load(&home.secret())?, &outputs, rounding)?;
+    eprintln!("{}", rounding_note(rounding));
     print_outputs(bundle, &values, rounding, showing.json)?;
     let _ = std::fs::remove_file(home.pending(id));
     Ok(())
