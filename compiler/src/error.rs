@@ -3,6 +3,7 @@
 use thex_circuit::CircuitError;
 use thex_passes::PassError;
 use thex_runtime::{ErrorKind, RuntimeError};
+use thex_serve::ServeError;
 
 use crate::import::ImportError;
 
@@ -21,6 +22,9 @@ pub enum CompileError {
     /// The runtime refused.
     #[error(transparent)]
     Runtime(#[from] thex_runtime::RuntimeError),
+    /// The service or its client refused.
+    #[error(transparent)]
+    Serve(#[from] thex_serve::ServeError),
     /// An argument is out of bounds, names nothing that exists, or does not go with the others.
     #[error("{0}")]
     Usage(String),
@@ -71,6 +75,8 @@ pub enum Kind {
     Unsupported,
     /// No encoding or parameters satisfy what was asked for.
     Infeasible,
+    /// A service cannot be reached, or refuses what was asked of it.
+    Service,
     /// It was stopped, and can go on.
     Stopped,
     /// A check was made, and failed.
@@ -87,6 +93,7 @@ impl Kind {
             Self::Invalid => "invalid input",
             Self::Unsupported => "unsupported",
             Self::Infeasible => "infeasible",
+            Self::Service => "service",
             Self::Stopped => "stopped",
             Self::Departure => "departure from the prediction",
             Self::Internal => "internal",
@@ -101,6 +108,7 @@ impl Kind {
             Self::Unsupported => 4,
             Self::Infeasible => 5,
             Self::Departure => 6,
+            Self::Service => 7,
             Self::Stopped => 75,
             Self::Internal => 70,
         }
@@ -110,7 +118,7 @@ impl Kind {
     #[must_use]
     pub fn help(self) -> Option<&'static str> {
         match self {
-            Self::Invalid | Self::Stopped | Self::Departure => None,
+            Self::Invalid | Self::Service | Self::Stopped | Self::Departure => None,
             Self::Unsupported => Some("see the README for the operators and models that compile today"),
             Self::Infeasible => Some("a larger --output-error or a smaller --margin may help"),
             Self::Internal => Some("please report this with the model, or a smaller one that shows it"),
@@ -134,6 +142,7 @@ impl CompileError {
             Self::Pass(error) => error.code(),
             Self::Circuit(error) => error.code(),
             Self::Runtime(error) => error.code(),
+            Self::Serve(error) => error.code(),
             Self::Data(_) => "TX0009",
             Self::Usage(_) => "TX0011",
             Self::Invalid(_) => "TX0014",
@@ -162,17 +171,20 @@ impl CompileError {
             }
             Self::Pass(PassError::Infeasible(_)) => Kind::Infeasible,
             Self::Departure { .. } => Kind::Departure,
-            Self::Runtime(error) => match error.kind() {
+            Self::Runtime(error) | Self::Serve(ServeError::Runtime(error)) => match error.kind() {
                 ErrorKind::InvalidInput => Kind::Invalid,
                 ErrorKind::Unsupported => Kind::Unsupported,
                 ErrorKind::Infeasible => Kind::Infeasible,
                 ErrorKind::Stopped => Kind::Stopped,
                 ErrorKind::Internal => Kind::Internal,
             },
+            Self::Serve(error) if error.is_service() => Kind::Service,
+            Self::Serve(error) if error.is_internal() => Kind::Internal,
             Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,
             Self::Import(_)
             | Self::Pass(_)
             | Self::Circuit(_)
+            | Self::Serve(_)
             | Self::Usage(_)
             | Self::Data(_)
             | Self::Invalid(_)

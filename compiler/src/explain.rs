@@ -4,7 +4,7 @@
 //! say which code a value has (`code()`, in the crate of the type, so that the small runtime prints codes without
 //! this table); here is what to tell people. Codes from `TX0001` are invalid input, from `TX0101` unsupported, from
 //! `TX0201` infeasible, from `TX0301` our bugs, from `TX0401` stopped on
-//! request, from `TX0501` checks that failed.
+//! request, from `TX0501` checks that failed, from `TX0601` refusals of a service.
 
 use std::fmt::Write;
 
@@ -372,6 +372,119 @@ keys, kernels or the machine are at fault: please report it.
 
 Example: `thex verify m --model m.onnx --data dev.npz --key keys/client.key`",
     },
+    Explanation {
+        code: "TX0601",
+        kind: Kind::Service,
+        title: "the server has no such circuit, key or job",
+        text: "\
+`thex serve` answers 404: a digest names no circuit in its folder, no server key that this client registered, or an id names no job of
+this client. What belongs to another client is answered in the same way.
+
+Common causes: the server was started on another folder; a circuit was compiled again, which changes its digest; the result was kept for
+--keep hours and then forgotten; the token is another client's.
+
+What to do: `thex client --server URL circuits` and `jobs` list what there is.",
+    },
+    Explanation {
+        code: "TX0602",
+        kind: Kind::Service,
+        title: "the bearer token is missing, unknown or has expired",
+        text: "\
+`thex serve --tokens` answers 401. It takes requests with `Authorization: Bearer TOKEN` alone, for tokens whose hash is in its file and
+whose time is not over.
+
+What to do: the server's owner makes a token with `thex token NAME --tokens TOKENS.json --days 90`; the client gives it as
+`--token FILE` or in the environment as THEX_TOKEN. A running server reads the file again when it changes.",
+    },
+    Explanation {
+        code: "TX0603",
+        kind: Kind::Service,
+        title: "the body of a request is too large",
+        text: "\
+`thex serve` answers 413: the body is larger than the largest server key, or encrypted input, that its circuits can need. Their sizes
+follow from the parameters, so nothing that is meant for this server is refused.
+
+What to do: check that the file is the one that was meant (`server.key` for a key, the file that `encrypt` wrote for a job) and that
+it was made for a circuit of this server.",
+    },
+    Explanation {
+        code: "TX0604",
+        kind: Kind::Service,
+        title: "the client is too slow",
+        text: "\
+`thex serve` answers 408: no byte of the body came for --idle seconds, or it came at less than 16 kB a second. What had come is
+deleted; nothing is kept of half an upload.
+
+What to do: send it again, over a better connection; the server's owner may raise --idle. `thex client` tries again by itself.",
+    },
+    Explanation {
+        code: "TX0605",
+        kind: Kind::Service,
+        title: "an upload is incomplete, or not what its digest says",
+        text: "\
+`thex serve` answers 400: the body ended before its announced length, or the SHA-256 of what came is not the one in the URL. Nothing is
+kept.
+
+What to do: send it again. If that does not help, compare `sha256sum server.key` with the digest in the URL: the file
+may have changed since the digest was taken.",
+    },
+    Explanation {
+        code: "TX0606",
+        kind: Kind::Service,
+        title: "the queue is full, or a quota is used up",
+        text: "\
+`thex serve` answers 429: there are --queue unfinished jobs in all, or --client-jobs of this client, or the client has --client-keys
+server keys. Jobs that are queued are not affected.
+
+What to do: wait for a job to end (`Retry-After` says how long to wait before trying again; `thex client` does so by itself), cancel
+one, or delete a key with `DELETE /v1/keys/DIGEST`.",
+    },
+    Explanation {
+        code: "TX0607",
+        kind: Kind::Service,
+        title: "the request contradicts what the server has",
+        text: "\
+`thex serve` answers 409: the id of a new job belongs to another job of the same client, with another circuit, key or input; a result is
+asked of a job that has none; a job that has not ended is to be forgotten; or a key is to be deleted that unfinished jobs need.
+
+What to do: choose another id (`thex client predict` without --id takes one that cannot clash); wait for the job, or cancel it. The
+same id with the same input is no conflict: it is the same job, and is not run twice.",
+    },
+    Explanation {
+        code: "TX0608",
+        kind: Kind::Service,
+        title: "the server has no room",
+        text: "\
+`thex serve` answers 507: its disk is full, or the --storage gigabytes granted to it are used up by keys, inputs and results. Nothing was
+kept of this request. Jobs that are queued stay so, and a job whose result does not fit is tried again.
+
+What to do: delete results and keys that are needed no longer (`DELETE /v1/jobs/ID`, `DELETE /v1/keys/DIGEST`); the server's
+owner may free the disk, raise --storage, or lower --keep.",
+    },
+    Explanation {
+        code: "TX0609",
+        kind: Kind::Service,
+        title: "the server is shutting down",
+        text: "\
+`thex serve` answers 503: it got SIGTERM or SIGINT and takes no new work. Jobs that were submitted are kept, and go on when it is started
+again on the same --data folder.
+
+What to do: try again in a minute; `thex client` does so by itself, for --patience seconds.",
+    },
+    Explanation {
+        code: "TX0610",
+        kind: Kind::Service,
+        title: "the server cannot be reached, or does not answer as thex does",
+        text: "\
+`thex client` got no connection, lost it again and again, could not verify the server's certificate, or got an answer that is not one of
+`thex serve`.
+
+Common causes: a misspelled URL or port; http in place of https or the other way round; a proxy in between; a certificate of a private
+authority.
+
+What to do: `curl URL/v1/health` shows whether the server is there; `--ca CA.pem` trusts a private authority; `--patience` lets the
+client wait longer for a server that restarts.",
+    },
 ];
 
 /// The explanation of a code, however it is capitalised.
@@ -384,7 +497,16 @@ pub fn find(code: &str) -> Option<&'static Explanation> {
 #[must_use]
 pub fn list() -> String {
     let mut out = String::new();
-    for kind in [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal, Kind::Stopped, Kind::Departure] {
+    let kinds = [
+        Kind::Invalid,
+        Kind::Unsupported,
+        Kind::Infeasible,
+        Kind::Internal,
+        Kind::Stopped,
+        Kind::Departure,
+        Kind::Service,
+    ];
+    for kind in kinds {
         let _ = writeln!(out, "{} (exit status {})", kind.name(), kind.exit_status());
         for e in EXPLANATIONS.iter().filter(|e| e.kind == kind) {
             let _ = writeln!(out, "  {}  {}", e.code, e.title);

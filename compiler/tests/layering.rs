@@ -1,4 +1,4 @@
-//! Dependencies between the crates point one way: circuit ← ir ← passes ← compiler, circuit ← runtime ← compiler.
+//! Dependencies between the crates point one way: circuit ← ir ← passes ← compiler, circuit ← runtime ← serve ← compiler.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -12,7 +12,7 @@ fn named(manifest: &str) -> Vec<&'static str> {
     let starts = |name: &str| {
         dependencies.lines().any(|l| l.starts_with(&format!("{name}.")) || l.starts_with(&format!("{name} ")))
     };
-    ["thex-circuit", "thex-runtime", "thex-ir", "thex-passes", "thex", "tract-onnx"]
+    ["thex-circuit", "thex-runtime", "thex-serve", "thex-ir", "thex-passes", "thex", "tract-onnx"]
         .into_iter()
         .filter(|n| starts(n))
         .collect()
@@ -22,6 +22,7 @@ fn named(manifest: &str) -> Vec<&'static str> {
 fn dependencies_point_one_way() {
     assert_eq!(named("runtime/circuit/Cargo.toml"), Vec::<&str>::new());
     assert_eq!(named("runtime/Cargo.toml"), ["thex-circuit"]);
+    assert_eq!(named("runtime/serve/Cargo.toml"), ["thex-circuit", "thex-runtime"]);
     assert_eq!(named("passes/ir/Cargo.toml"), ["thex-circuit"]);
     assert_eq!(named("passes/Cargo.toml"), ["thex-circuit", "thex-ir"]);
     assert!(named("compiler/Cargo.toml").contains(&"tract-onnx"));

@@ -18,7 +18,7 @@ use crate::executor::{Backend, CpuBackend, Products};
 use crate::kernels::balanced_chunk;
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::BATCH;
-use crate::keys::{ExpandedServerKey, KeyInfo};
+use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING};
 
 /// Nanoseconds of wall-clock time per unit, in full batches with all threads busy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -210,11 +210,17 @@ impl Kernels {
     }
 }
 
-/// Measures the kernels with `threads` threads (0: one for each processor). Takes two seconds or so.
+/// Measures the kernels with `threads` threads (0: one for each processor). Takes two seconds or so. Rings that this build cannot run are
+/// reckoned from the largest that it can.
 ///
 /// # Errors
 /// The parameters are refused, or threads cannot be started.
 pub fn measure(parameters: Parameters, threads: usize) -> Result<KernelTimes> {
+    let (n, k, size) = (parameters.lwe_dimension.0, parameters.glwe_dimension.0, parameters.polynomial_size.0);
+    if size > LARGEST_RING {
+        let times = measure(parameters.with_dimensions(n, k, LARGEST_RING), threads)?;
+        return Ok(times.in_larger_ring(size as f64 / LARGEST_RING as f64));
+    }
     thread_pool(threads)?.install(|| {
         let kernels = Kernels::new(parameters)?;
         let (threads, batch, weights) = (kernels.threads, kernels.batch(), kernels.weights());
@@ -245,6 +251,22 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 impl KernelTimes {
+    /// By the number of operations of each kernel: N·log N for a rotation, N for a keyswitch, N² for packing.
+    fn in_larger_ring(self, growth: f64) -> Self {
+        let rotation = growth * (1.0 + growth.log2() / (LARGEST_RING as f64).log2());
+        Self {
+            threads: self.threads,
+            pbs_ns: rotation * self.pbs_ns,
+            keyswitch_ns: growth * self.keyswitch_ns,
+            pack_ns: growth * growth * self.pack_ns,
+            multiply_add_ns: growth * self.multiply_add_ns,
+            lut_product_ns: rotation * self.lut_product_ns,
+            lone_pbs_ns: rotation * self.lone_pbs_ns,
+            lone_keyswitch_ns: growth * self.lone_keyswitch_ns,
+            lone_pack_ns: growth * growth * self.lone_pack_ns,
+        }
+    }
+
     /// Seconds that a circuit takes on the machine and threads that were measured.
     #[must_use]
     pub fn estimate(&self, circuit: &Circuit) -> f64 {

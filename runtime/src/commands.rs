@@ -187,7 +187,10 @@ pub fn keygen(args: &KeygenArgs) -> Result<()> {
 }
 
 /// Checks that a key was generated for a bundle.
-fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &KeyInfo) -> Result<()> {
+///
+/// # Errors
+/// [`RuntimeError::Mismatch`] that names both files.
+pub fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, info: &KeyInfo) -> Result<()> {
     let advice = "generate keys for this model with `keygen`, or use the bundle that they were generated for";
     same_circuit(&label(bundle_path), &bundle.circuit, &label(key_path), &info.circuit, advice)?;
     if bundle.parameters != info.parameters {
@@ -440,10 +443,24 @@ pub fn decrypt(args: &DecryptArgs) -> Result<()> {
         None => client::decrypt(&bundle, &key, &result, rounding)?,
     };
     if args.share.is_none() {
-        eprintln!("{}", if args.raw { RAW_NOTE } else { ROUNDED_NOTE });
+        eprintln!("{}", rounding_note(rounding));
     }
-    let classified = labels::classify(&bundle.interface.labels, &outputs);
-    let text = if args.json { json(&outputs, rounding, classified)? } else { table(&outputs, classified) };
+    print_outputs(&bundle, &outputs, rounding, args.json)
+}
+
+/// What whoever sees a result should know.
+#[must_use]
+pub fn rounding_note(rounding: Rounding) -> &'static str {
+    if rounding == Rounding::Raw { RAW_NOTE } else { ROUNDED_NOTE }
+}
+
+/// Writes decrypted outputs to standard output, for people or as one JSON object.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn print_outputs(bundle: &ClientBundle, outputs: &[Named], rounding: Rounding, as_json: bool) -> Result<()> {
+    let classified = labels::classify(&bundle.interface.labels, outputs);
+    let text = if as_json { json(outputs, rounding, classified)? } else { table(outputs, classified) };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").map_err(io("write to", Path::new("standard output")))
 }

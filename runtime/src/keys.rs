@@ -120,6 +120,24 @@ pub(crate) fn big_noise(parameters: &Parameters) -> DynamicDistribution<u64> {
     gaussian(parameters.big_noise())
 }
 
+/// The largest ring that this build runs: with its FFT fixed, so that runs end with the same bytes, tfhe transforms up to 1024 points.
+pub const LARGEST_RING: usize = 2048;
+
+/// Refuses parameters that can be compiled for and simulated, but not run.
+///
+/// # Errors
+/// Says what the largest ring is.
+pub fn check_ring(parameters: &Parameters) -> Result<()> {
+    let size = parameters.polynomial_size.0;
+    if size <= LARGEST_RING {
+        return Ok(());
+    }
+    Err(RuntimeError::Input(format!(
+        "the circuit has polynomials of N = {size} coefficients, and this build runs up to {LARGEST_RING} (its FFT is fixed, so that runs end \
+         with the same bytes): it can be simulated; compile without --parameters to run it"
+    )))
+}
+
 /// Generates a pair of keys for the circuit of `bundle`.
 ///
 /// With `seed`, keys are reproducible and **offer no security**: only for tests.
@@ -127,6 +145,7 @@ pub(crate) fn big_noise(parameters: &Parameters) -> DynamicDistribution<u64> {
 /// # Errors
 /// The bundle's parameters are refused.
 pub fn generate(bundle: &ClientBundle, seed: Option<u128>) -> Result<(ClientKey, ServerKey)> {
+    check_ring(&bundle.parameters)?;
     let mut seeder = seeder(seed);
     let client = ClientKey::generate_from(bundle, seeder.as_mut())?;
     let server = ServerKey::new(&client, seeder.as_mut());
@@ -305,6 +324,7 @@ impl ServerKey {
             |hex: &str| seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"));
         let (body, mut loaded) = read(path, SERVER_KEY, Secrecy::Public, |body: &ServerBody| {
             body.info.parameters.check()?;
+            check_ring(&body.info.parameters)?;
             Ok(body.info.parameters.key_words().iter().sum())
         })?;
         let p = body.info.parameters;

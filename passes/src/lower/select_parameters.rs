@@ -34,7 +34,7 @@ pub struct SelectParameters {
 
 impl Default for SelectParameters {
     fn default() -> Self {
-        Self { most_cost: 4.0 }
+        Self { most_cost: 1.25 }
     }
 }
 
@@ -82,7 +82,10 @@ impl Pass for SelectParameters {
             forecast.error_at(&forecast.from, 1.0),
         ));
         if error > goal {
-            cx.note(format!("no set keeps to the error of {goal:.4} that was asked for (--output-error)"));
+            cx.note(format!(
+                "no set keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work (-x select-parameters:most-cost)",
+                self.most_cost
+            ));
         }
         resize(graph, chosen.parameters.polynomial_size.0);
         cx.parameters = chosen.parameters;

@@ -97,14 +97,14 @@ pub struct Grid {
 
 impl Grid {
     /// Everything that may be chosen for a circuit. Rings of less than 2048 positions have look-ups of 7 bits, too coarse for
-    /// any model that was tried; those of more than 4096 cost four times the standard set.
+    /// any model that was tried; larger ones the runtime cannot run, since its FFT is fixed (see `thex_runtime::keys::check_ring`).
     #[must_use]
     pub fn full() -> Self {
         let pairs = |bases: std::ops::RangeInclusive<usize>, levels: std::ops::RangeInclusive<usize>| {
             bases.flat_map(|b| levels.clone().map(move |l| (b, l))).collect()
         };
         Self {
-            rings: vec![(1, 2048), (1, 4096)],
+            rings: vec![(1, 2048)],
             dimensions: (780..=1000).step_by(10).collect(),
             keyswitches: pairs(2..=5, 3..=8),
             bootstraps: pairs(8..=23, 1..=3),

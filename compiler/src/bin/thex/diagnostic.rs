@@ -37,6 +37,7 @@ mod tests {
     use thex_passes::PassError;
     use thex_passes::error::Problem;
     use thex_runtime::RuntimeError;
+    use thex_serve::ServeError;
 
     fn denied() -> std::io::Error {
         std::io::Error::new(std::io::ErrorKind::PermissionDenied, "permission denied")
@@ -128,6 +129,26 @@ mod tests {
         ]
     }
 
+    fn service_errors() -> Vec<ServeError> {
+        let of = |make: fn(String) -> ServeError, text: &str| make(text.into());
+        vec![
+            of(ServeError::NotFound, "you have no job with this id"),
+            of(ServeError::Denied, "the bearer token has expired"),
+            of(ServeError::TooLarge, "the body is larger than 1000 bytes"),
+            of(ServeError::TooSlow, "the body stalled after 100 bytes"),
+            of(ServeError::BadUpload, "the body ended early"),
+            of(ServeError::Busy, "the queue is full with 1024 jobs"),
+            of(ServeError::Conflict, "id `a` belongs to another job of yours"),
+            of(ServeError::Full, "the server's disk is full"),
+            of(ServeError::Closing, "the server is shutting down"),
+            of(ServeError::Usage, "`x` is no URL"),
+            of(ServeError::Unreachable, "the server cannot be reached"),
+            of(ServeError::Internal, "a table is gone"),
+            ServeError::Runtime(RuntimeError::Input("the input has other tensors".into())),
+            ServeError::Remote { status: 429, code: "TX0606", message: "the queue is full".into() },
+        ]
+    }
+
     /// One error of every variant of every type.
     fn all() -> Vec<CompileError> {
         let own = vec![
@@ -148,6 +169,7 @@ mod tests {
             .chain(circuit_errors().into_iter().map(CompileError::Circuit))
             .chain(runtime_errors().into_iter().map(CompileError::Runtime))
             .chain(circuit_errors().into_iter().map(|e| CompileError::Runtime(RuntimeError::Circuit(e))))
+            .chain(service_errors().into_iter().map(CompileError::Serve))
             .collect()
     }
 
@@ -169,9 +191,20 @@ mod tests {
 
     #[test]
     fn exit_statuses_follow_the_kind() {
-        let kinds =
-            [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Departure, Kind::Stopped, Kind::Internal];
-        assert_eq!(kinds.map(Kind::exit_status), [3, 4, 5, 6, 75, 70]);
+        let kinds = [
+            Kind::Invalid,
+            Kind::Unsupported,
+            Kind::Infeasible,
+            Kind::Departure,
+            Kind::Service,
+            Kind::Stopped,
+            Kind::Internal,
+        ];
+        assert_eq!(kinds.map(Kind::exit_status), [3, 4, 5, 6, 7, 75, 70]);
+        for error in service_errors().into_iter().map(CompileError::Serve) {
+            let CompileError::Serve(inner) = &error else { continue };
+            assert_eq!(inner.exit_status(), error.kind().exit_status(), "{error}");
+        }
     }
 
     #[test]

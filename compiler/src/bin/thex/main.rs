@@ -1,5 +1,6 @@
 //! The `thex` program: the only place that parses arguments for people and renders diagnostics for them.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,6 +9,7 @@ use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, Workload, evaluate};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
+use thex_serve::commands::{self as service, ClientArgs, ServeArgs, TokenArgs};
 
 use compile::CompileArgs;
 use explain::ExplainArgs;
@@ -61,6 +63,9 @@ enum Command {
     Encrypt(EncryptArgs),
     Run(RunArgs),
     Decrypt(DecryptArgs),
+    Serve(ServeArgs),
+    Token(TokenArgs),
+    Client(ClientArgs),
     Evaluate(EvaluateArgs),
     Trace(trace::TraceArgs),
     Verify(verify::VerifyArgs),
@@ -114,18 +119,30 @@ struct DemoArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = match cli.verbose {
+    if !matches!(cli.command, Command::Serve(_)) {
+        log(cli.verbose);
+    }
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => diagnostic::show(&error),
+    }
+}
+
+/// Log lines on standard error; `serve` has its own.
+fn log(verbose: u8) {
+    let level = match verbose {
         0 => "warn,tract=error",
         1 => "info,tract=warn",
         _ => "debug,tract=warn",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => diagnostic::show(&error),
-    }
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }
 
 fn run(command: &Command) -> Result<()> {
@@ -137,6 +154,9 @@ fn run(command: &Command) -> Result<()> {
         Command::Encrypt(args) => Ok(commands::encrypt(args)?),
         Command::Run(args) => Ok(commands::run(args)?),
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
+        Command::Serve(args) => Ok(service::serve(args)?),
+        Command::Token(args) => Ok(service::token(args)?),
+        Command::Client(args) => Ok(service::client(args)?),
         Command::Evaluate(args) => run_evaluate(args),
         Command::Trace(args) => trace::run(args),
         Command::Verify(args) => verify::run(args),
