@@ -30,6 +30,20 @@ pub enum CompileError {
     /// Anything else that is no bug: standard output is closed, circuit and model have different outputs.
     #[error("{0}")]
     Invalid(String),
+    /// Training gave a loss that is no number.
+    #[error(
+        "training diverged: the loss is not finite in epoch {} of `{phase}`; lower --learning-rate (it was {rate}), or look for extreme \
+         values in the training data",
+        epoch + 1
+    )]
+    Diverged {
+        /// What was trained.
+        phase: String,
+        /// Counts from 0.
+        epoch: usize,
+        /// The learning rate.
+        rate: f64,
+    },
     /// A node of a circuit does not do what was predicted of it.
     #[error("`{node}` departs from its prediction in the {lane} values: {reason}")]
     Departure {
@@ -104,6 +118,13 @@ impl Kind {
     }
 }
 
+/// candle fails only on graphs that our own interpreter refuses too.
+impl From<candle_core::Error> for CompileError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Internal(format!("distillation: {}", crate::distill::brief(&error)))
+    }
+}
+
 impl CompileError {
     /// Stable code of the error, which [`explain`](crate::explain) explains.
     #[must_use]
@@ -116,6 +137,7 @@ impl CompileError {
             Self::Data(_) => "TX0009",
             Self::Usage(_) => "TX0011",
             Self::Invalid(_) => "TX0014",
+            Self::Diverged { .. } => "TX0017",
             Self::Internal(_) => "TX0301",
             Self::Departure { .. } => "TX0501",
         }
@@ -148,9 +170,13 @@ impl CompileError {
                 ErrorKind::Internal => Kind::Internal,
             },
             Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,
-            Self::Import(_) | Self::Pass(_) | Self::Circuit(_) | Self::Usage(_) | Self::Data(_) | Self::Invalid(_) => {
-                Kind::Invalid
-            }
+            Self::Import(_)
+            | Self::Pass(_)
+            | Self::Circuit(_)
+            | Self::Usage(_)
+            | Self::Data(_)
+            | Self::Invalid(_)
+            | Self::Diverged { .. } => Kind::Invalid,
         }
     }
 }

@@ -223,6 +223,21 @@ What to do: choose from the list; quote `*`, so that the shell leaves it alone.
 Example: `thex compile m.onnx --calibration d.npz --approximate '*norm1*=constant' --approximate 'layers.0.*=exact' -o m`",
     },
     Explanation {
+        code: "TX0017",
+        kind: Kind::Invalid,
+        title: "training diverged",
+        text: "\
+While a model was distilled, the loss became infinite or no number at all, so going on would train nonsense.
+
+Common causes: a learning rate too high for the model or its batch; approximations that the model cannot follow in one step
+(scores far above the cubes' range, a line in place of a norm whose input has outliers); training data with extreme values.
+
+What to do: lower `--learning-rate` by a factor of 3; choose milder forms for single nodes with `--approximate NODE=FORM`, for
+example `'*norm*=constant'`. OUT.checkpoint still has the last good epoch, but belongs to the old options: give `--restart`.
+
+Example: `thex distill m.onnx --data train.npz --profile the-x --learning-rate 0.0005 --restart -o student`.",
+    },
+    Explanation {
         code: "TX0101",
         kind: Kind::Unsupported,
         title: "the model has operators that thex does not compile",

@@ -8,6 +8,7 @@
 //! * [`evaluate`]: a compiled model against its float original, on data;
 //! * [`auto`]: the forms that a budget of accuracy or time allows;
 //! * [`trace`]: which node of a circuit loses the accuracy; [`compare`]: profiles side by side; [`interval`]: how sure a share is;
+//! * [`distill`]: an approximated model learns to do what its original does;
 //! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
 //! * [`scale`]: what models of any size would cost, on paper;
 //! * [`diff`]: what one pass changes;
@@ -19,6 +20,7 @@ pub mod bundle_report;
 pub mod compare;
 pub mod demo;
 pub mod diff;
+pub mod distill;
 pub mod emit;
 pub mod error;
 pub mod evaluate;

@@ -176,7 +176,7 @@ pub fn no_pass(name: &str, pipeline: &[Box<dyn Pass>]) -> String {
 }
 
 /// Imports the model and makes the context of its passes.
-fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)> {
+pub(crate) fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)> {
     let inputs = import::inputs(&options.model)?;
     freeze::check(&options.freeze, &inputs)?;
     let there = npz::names(&options.calibration)?;

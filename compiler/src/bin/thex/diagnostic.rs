@@ -134,6 +134,7 @@ mod tests {
             CompileError::Usage("there is no pass `fold`".into()),
             CompileError::Data("`data.npz` holds no sample to calibrate on".into()),
             CompileError::Invalid("cannot write to standard output: closed".into()),
+            CompileError::Diverged { phase: "GELU and softmax".into(), epoch: 2, rate: 0.1 },
             CompileError::Departure {
                 node: "l.0.Softmax.exp.pbs".into(),
                 lane: "simulated",

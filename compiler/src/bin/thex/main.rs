@@ -20,6 +20,7 @@ mod bench;
 mod compare;
 mod compile;
 mod diagnostic;
+mod distill;
 mod explain;
 mod export;
 mod inspect;
@@ -64,6 +65,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
+    Distill(Box<distill::DistillArgs>),
     Export(export::ExportArgs),
     Bench(bench::BenchArgs),
     Passes(PassesArgs),
@@ -139,6 +141,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Trace(args) => trace::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Distill(args) => distill::run(args),
         Command::Export(args) => export::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Passes(args) => passes::run(args),
