@@ -16,7 +16,7 @@
 //!
 //! Weights of linear maps are rows × atoms (ciphertexts of look-ups) that they merge over. Exact: q, v, the output projection and its residual, both
 //! of the feed-forward maps and theirs, and T²·W² for keys centred over the tokens, which are one dense map. THE-X: norms are linear, so
-//! the stream of layer l is a map over A = W + l·(W + F) atoms a token, and q, k, v and the hidden elements are A wide or more.
+//! the stream of layer l is a map over A = W + l·(W + F) atoms a token, and q, k, v, the hidden elements and what the head reads are A wide or more.
 //!
 //! **External products** (not built; an estimate). A circuit bootstrap turns each element of q into a GGSW at about [`CIRCUIT_BOOTSTRAP`] rotations; external
 //! products with packed keys, n times cheaper than a rotation each, then give all T scores, so scores stop growing with T². Contexts
@@ -210,11 +210,15 @@ impl Size {
         counts
     }
 
-    /// All layers, without the head.
+    /// All layers; without the head's look-ups, but with the map that it reads the stream of THE-X by.
     #[must_use]
     pub fn counts(&self, profile: Profile) -> Counts {
         let mut counts = Counts::default();
         (0..self.layers).for_each(|layer| counts += self.layer(layer, profile));
+        if profile == Profile::TheX {
+            let stream = self.width + self.layers * (self.width + self.hidden);
+            counts.multiply_adds += self.rows(self.layers.saturating_sub(1)) * self.width * stream;
+        }
         counts
     }
 }
@@ -246,7 +250,7 @@ const TOKENS: [u64; 5] = [8, 16, 32, 64, 128];
 /// (width, heads, layers): BERT-tiny, BERT-mini, MiniLM-L6, BERT-base.
 const MODELS: [(u64, u64, u64); 4] = [(128, 2, 2), (256, 4, 4), (384, 12, 6), (768, 12, 12)];
 
-/// Slots of a product where nothing else is asked for. The planner took 8 or 9 for BERT-tiny, about 4 for MiniLM.
+/// Slots of a product where nothing else is asked for. For BERT-tiny the planner takes 4 to 9; MiniLM's count is that of 4.
 pub const SLOTS: u64 = 8;
 
 fn row(size: Size, profile: Profile, times: &KernelTimes) -> ScaleRow {

@@ -31,7 +31,7 @@ pub(crate) struct BenchArgs {
     /// falls with the number of cores.
     #[arg(long, conflicts_with = "circuit")]
     scale: bool,
-    /// With --scale: products that share a rotation. The planner takes 4 where precision is short (MiniLM), 8 where it is not.
+    /// With --scale: products that share a rotation. The planner takes 4 to 9 for BERT-tiny, about 4 for MiniLM, where precision is short.
     #[arg(long, value_name = "M", requires = "scale", default_value_t = scale::SLOTS, value_parser = clap::value_parser!(u64).range(1..=64))]
     slots: u64,
     /// With --scale: kernel times from a file that `thex bench --json` printed, here or elsewhere, in place of measuring.
