@@ -10,7 +10,7 @@ use thex_circuit::file::write_atomic;
 use thex_circuit::{Circuit, ClientBundle};
 use thex_passes::Profile;
 use thex_runtime::client::{self, Named, Rounding};
-use thex_runtime::commands::{self, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::commands::{self, Device, EncryptArgs, KeygenArgs, RunArgs};
 use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedOutputs, calibrate, npz};
 
@@ -67,6 +67,7 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
         input: at("in.ct"),
         output: at("out.ct"),
         threads: 0,
+        backend: Device::Cpu,
     })?;
     let seconds = start.elapsed().as_secs_f64();
     say("4. The client decrypts the result.\n")?;

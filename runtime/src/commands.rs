@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use thex_circuit::{Circuit, ClientBundle};
 
@@ -17,7 +17,7 @@ use crate::ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
 use crate::client::{self, Named, Rounding};
 use crate::container::check_writable;
 use crate::error::{Result, RuntimeError};
-use crate::executor::{CpuBackend, Executor};
+use crate::executor::{Backend, CpuBackend, Executor};
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
 use crate::labels::{self, Classified};
 use crate::progress::Progress;
@@ -75,6 +75,19 @@ pub struct RunArgs {
     /// Threads; as many as there are processors if not given.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
+    /// Where the circuit runs.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub backend: Device,
+}
+
+/// What runs a circuit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU; in programs that were built with the feature `cuda`.
+    Cuda,
 }
 
 /// Decrypt a result.
@@ -270,7 +283,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let pool = thread_pool(args.threads)?;
     let start = Instant::now();
-    let lwes = pool.install(|| execute(&circuit, key, &input))?;
+    let lwes = pool.install(|| execute(&circuit, key, &input, args.backend))?;
     EncryptedOutputs { info, lwes }.save(&args.output)?;
     eprintln!(
         "{} PBS on {} threads in {} ({:.1} s); result in {}, {}",
@@ -284,10 +297,32 @@ pub fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-fn execute(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs) -> Result<Vec<u64>> {
+fn execute(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs, device: Device) -> Result<Vec<u64>> {
+    match device {
+        Device::Cpu => execute_on(&CpuBackend::new(key.expand()), circuit, input),
+        Device::Cuda => execute_on_gpu(circuit, key, input),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn execute_on_gpu(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs) -> Result<Vec<u64>> {
+    let backend = crate::cuda::CudaBackend::new(key)?;
+    let start = Instant::now();
+    let outputs = execute_on(&backend, circuit, input)?;
+    eprintln!("{}: {:.3} s; {}", backend.name(), start.elapsed().as_secs_f64(), backend.times());
+    Ok(outputs)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn execute_on_gpu(_circuit: &Circuit, _key: ServerKey, _input: &EncryptedInputs) -> Result<Vec<u64>> {
+    let reason = "this program was built without the feature `cuda`: build it with `--features cuda` on a machine with \
+                  NVIDIA's compiler, or run without `--backend cuda`";
+    Err(RuntimeError::Device(reason.into()))
+}
+
+fn execute_on(backend: &impl Backend, circuit: &Circuit, input: &EncryptedInputs) -> Result<Vec<u64>> {
     let inputs = input.expand(&circuit.parameters)?;
-    let backend = CpuBackend::new(key.expand());
-    let executor = Executor::new(circuit, &backend)?;
+    let executor = Executor::new(circuit, backend)?;
     let bar = Bar::new(circuit.pbs_count());
     let outputs = executor.run(&inputs, &bar);
     bar.finish();

@@ -43,6 +43,9 @@ pub enum RuntimeError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A GPU was asked for, and cannot be used.
+    #[error("{0}")]
+    Device(String),
     /// A bug of this program.
     #[error("internal error (a bug of thex, not of your model or data): {0}")]
     Internal(String),
@@ -76,7 +79,7 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Circuit(CircuitError::Parameters(_)) => ErrorKind::Unsupported,
+            Self::Circuit(CircuitError::Parameters(_)) | Self::Device(_) => ErrorKind::Unsupported,
             Self::Internal(_) => ErrorKind::Internal,
             Self::Circuit(_) | Self::Input(_) | Self::Mismatch { .. } | Self::Malformed { .. } | Self::Io { .. } => {
                 ErrorKind::InvalidInput
@@ -95,6 +98,7 @@ impl RuntimeError {
             Self::Malformed { .. } => "TX0002",
             Self::Mismatch { .. } => "TX0003",
             Self::Input(_) => "TX0010",
+            Self::Device(_) => "TX0110",
             Self::Internal(_) => "TX0303",
         }
     }

@@ -20,7 +20,7 @@ pub type Ciphertext<'a> = &'a [u64];
 
 /// What runs the five kernels, each on a whole batch. `out` has the batch's ciphertexts one after another.
 ///
-/// The processor is the only backend so far; the trait is where another one goes.
+/// The processor is one backend; a GPU is another (feature `cuda`).
 pub trait Backend: Sync {
     /// The parameters of its keys.
     fn parameters(&self) -> &Parameters;
@@ -54,6 +54,21 @@ pub trait Backend: Sync {
     /// # Errors
     /// The device failed.
     fn linear(&self, linear: &Linear, gather: &[Option<Ciphertext<'_>>], out: &mut [u64]) -> Result<()>;
+
+    /// Runs a whole circuit by itself, with its memories where its kernels work; `None` leaves that to the executor.
+    /// Inputs are checked, and outputs are those of [`Executor::run`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn run_resident(
+        &self,
+        _circuit: &Circuit,
+        _liveness: &Liveness,
+        _inputs: &[u64],
+        _progress: &dyn Progress,
+    ) -> Result<Option<Vec<u64>>> {
+        Ok(None)
+    }
 }
 
 /// Told how many more blind rotations are done.
@@ -178,25 +193,25 @@ impl Memory {
 }
 
 /// Index of the block that holds an address; `starts` ascend from 0.
-fn block_of(starts: &[u32], address: u32) -> usize {
+pub(crate) fn block_of(starts: &[u32], address: u32) -> usize {
     starts.partition_point(|&start| start <= address).saturating_sub(1)
 }
 
 /// Which memory a block belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Space {
+pub(crate) enum Space {
     Lwe,
     Small,
     Glwe,
 }
 
 /// When each block may be freed.
-struct Liveness {
+pub struct Liveness {
     /// Blocks whose last reader is instruction i.
     dying: Vec<Vec<(Space, usize)>>,
 }
 
-fn destination(instruction: &Instruction) -> (Space, &Block) {
+pub(crate) fn destination(instruction: &Instruction) -> (Space, &Block) {
     match instruction {
         Instruction::Linear(x) => (Space::Lwe, &x.dst),
         Instruction::Pbs(x) => (Space::Lwe, &x.dst),
@@ -217,6 +232,12 @@ fn sources(instruction: &Instruction) -> Vec<(Space, &[u32])> {
 }
 
 impl Liveness {
+    /// Blocks whose last reader is an instruction.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dying(&self, instruction: usize) -> &[(Space, usize)] {
+        &self.dying[instruction]
+    }
+
     fn new(circuit: &Circuit) -> Self {
         // For each memory: start of each block, and the instruction after which it dies.
         let mut starts: [Vec<u32>; 3] = Default::default();
@@ -298,7 +319,11 @@ impl<'a, B: Backend> Executor<'a, B> {
     /// # Errors
     /// There are not as many inputs as the circuit takes, or the backend failed.
     pub fn run(&self, inputs: &[u64], progress: &dyn Progress) -> Result<Vec<u64>> {
-        let mut state = self.load(inputs)?;
+        self.check_inputs(inputs)?;
+        if let Some(outputs) = self.backend.run_resident(self.circuit, &self.liveness, inputs, progress)? {
+            return Ok(outputs);
+        }
+        let mut state = self.load(inputs);
         let total = self.circuit.pbs_count();
         for (i, instruction) in self.circuit.instructions.iter().enumerate() {
             let name = self.circuit.provenance.get(i).map_or("", |p| p.name.as_str());
@@ -317,25 +342,30 @@ impl<'a, B: Backend> Executor<'a, B> {
         Ok(outputs)
     }
 
-    fn load(&self, inputs: &[u64]) -> Result<State> {
+    fn check_inputs(&self, inputs: &[u64]) -> Result<()> {
         let p = &self.circuit.parameters;
-        let mut state = State {
-            lwe: Memory::new(p.big_lwe_size()),
-            small: Memory::new(p.lwe_dimension.to_lwe_size().0),
-            glwe: Memory::new(p.glwe_words()),
-        };
         let elements: usize = self.circuit.inputs.iter().map(|(_, b)| b.len as usize).sum();
         if inputs.len() != elements * p.big_lwe_size() {
             let found = inputs.len() / p.big_lwe_size();
             let reason = format!("the circuit takes {elements} ciphertexts, and the input has {found}");
             return Err(RuntimeError::Input(reason));
         }
+        Ok(())
+    }
+
+    fn load(&self, inputs: &[u64]) -> State {
+        let p = &self.circuit.parameters;
+        let mut state = State {
+            lwe: Memory::new(p.big_lwe_size()),
+            small: Memory::new(p.lwe_dimension.to_lwe_size().0),
+            glwe: Memory::new(p.glwe_words()),
+        };
         for (_, block) in &self.circuit.inputs {
             let width = p.big_lwe_size();
             let range = block.start as usize * width..block.end() as usize * width;
             state.lwe.push(block, inputs[range].to_vec());
         }
-        Ok(state)
+        state
     }
 
     fn step(&self, instruction: &Instruction, state: &State, done: Done<'_>) -> Result<Vec<u64>> {

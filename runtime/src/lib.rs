@@ -5,6 +5,7 @@
 //! * [`source`]: where those values come from: a data set, a [`text`] or an [`image`];
 //! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
+//! * `cuda` (with that feature): the executor's kernels on an NVIDIA GPU;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine;
 //! * [`commands`]: the four commands of the `thex-runtime` program, for `thex` to reuse.
@@ -16,6 +17,8 @@ pub mod ciphertext;
 pub mod client;
 pub mod commands;
 mod container;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod image;

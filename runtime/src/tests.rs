@@ -11,14 +11,14 @@ use thex_circuit::{ClientBundle, NoiseModel, Parameters};
 use crate::executor::Products;
 use crate::{Backend, ClientKey, CpuBackend, client, keys};
 
-struct Shared {
-    client: ClientKey,
+pub(crate) struct Shared {
+    pub(crate) client: ClientKey,
     ksk: LweKeyswitchKeyOwned<u64>,
     pksk: LwePackingKeyswitchKeyOwned<u64>,
-    backend: CpuBackend,
+    pub(crate) backend: CpuBackend,
 }
 
-fn bundle() -> ClientBundle {
+pub(crate) fn bundle() -> ClientBundle {
     ClientBundle {
         circuit: "0".repeat(64),
         model: "test".into(),
@@ -31,7 +31,7 @@ fn bundle() -> ClientBundle {
     }
 }
 
-static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+pub(crate) static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let start = std::time::Instant::now();
     let (client, server) = keys::generate(&bundle(), Some(1)).unwrap();
     println!("keygen {:?}", start.elapsed());
@@ -44,16 +44,16 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
 
 const TURN: f64 = 18_446_744_073_709_551_616.0;
 
-fn torus(turns: f64) -> u64 {
+pub(crate) fn torus(turns: f64) -> u64 {
     ((turns - turns.round()) * TURN) as i64 as u64
 }
 
-fn turns(phase: u64) -> f64 {
+pub(crate) fn turns(phase: u64) -> f64 {
     phase as i64 as f64 / TURN
 }
 
 /// Encrypts phases under the big key with the noise of fresh ciphertexts.
-fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
+pub(crate) fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
     let p = Parameters::standard();
     let mut seeder = new_seeder();
     let mut generator = EncryptionRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed(), seeder.as_mut());
@@ -72,7 +72,7 @@ fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
         .collect()
 }
 
-fn views(lwes: &[Vec<u64>]) -> Vec<&[u64]> {
+pub(crate) fn views(lwes: &[Vec<u64>]) -> Vec<&[u64]> {
     lwes.iter().map(Vec::as_slice).collect()
 }
 
@@ -92,7 +92,7 @@ fn pbs(phases: &[u64], table: &[i32]) -> Vec<f64> {
     client::phases(&SHARED.client, &out).into_iter().map(turns).collect()
 }
 
-fn deviation(errors: &[f64]) -> f64 {
+pub(crate) fn deviation(errors: &[f64]) -> f64 {
     (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt()
 }
 
@@ -281,7 +281,7 @@ fn fft_product_is_precise() {
     assert!(worst < (-33.0_f64).exp2());
 }
 
-mod circuits {
+pub(crate) mod circuits {
     //! A hand-built circuit with all five instructions, on ciphertexts and simulated.
     use super::*;
     use crate::progress::Counter;
@@ -303,7 +303,7 @@ mod circuits {
 
     /// 12 inputs: 8 become look-up arguments by a linear map, 4 are packed (one slot stays empty); the looked-up
     /// values are arguments of products; a last linear map sums products.
-    pub(super) fn all_five() -> Circuit {
+    pub(crate) fn all_five() -> Circuit {
         let linear = Linear {
             dst: block(12, 8),
             outputs: 4,
@@ -371,7 +371,7 @@ mod circuits {
         }
     }
 
-    fn inputs() -> Vec<u64> {
+    pub(crate) fn inputs() -> Vec<u64> {
         let a = (0..8).map(|i| torus(f64::from(i - 4) / 80.0));
         a.chain((0..4).map(|i| torus(f64::from(i + 1) / 1024.0))).collect()
     }

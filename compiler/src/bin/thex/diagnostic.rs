@@ -119,6 +119,7 @@ mod tests {
             RuntimeError::Mismatch { left: "a".into(), right: "b".into(), reason: "other keys".into() },
             RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
             RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },
+            RuntimeError::Device("no GPU can be used: there is none".into()),
             RuntimeError::Internal("a batch is empty".into()),
         ]
     }
