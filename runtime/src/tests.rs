@@ -371,7 +371,7 @@ pub(crate) mod circuits {
         }
     }
 
-    pub(crate) fn inputs() -> Vec<u64> {
+    fn inputs() -> Vec<u64> {
         let a = (0..8).map(|i| torus(f64::from(i - 4) / 80.0));
         a.chain((0..4).map(|i| torus(f64::from(i + 1) / 1024.0))).collect()
     }
@@ -389,8 +389,13 @@ pub(crate) mod circuits {
 
     #[test]
     fn executor_and_simulator_agree() {
+        agrees_with_the_simulator(&SHARED.backend);
+    }
+
+    /// Errors on ciphertexts are those that the noise model predicts.
+    pub(crate) fn agrees_with_the_simulator(backend: &impl Backend) {
         let circuit = all_five();
-        let executor = Executor::new(&circuit, &SHARED.backend).unwrap();
+        let executor = Executor::new(&circuit, backend).unwrap();
         let (clear, _) = simulate(&circuit, NoiseModel::silent(), 0);
         let counter = Counter::default();
         let (mut encrypted, mut simulated) = ([0.0; 3], [0.0; 3]);

@@ -8,7 +8,6 @@ use thex_circuit::{NoiseModel, Parameters};
 
 use super::CudaBackend;
 use crate::executor::Products;
-use crate::progress::{Counter, Silent};
 use crate::tests::{SHARED, bundle, circuits, deviation, encrypt, torus, turns, views};
 use crate::{Backend, CpuBackend, Executor, client, keys};
 
@@ -111,7 +110,9 @@ fn output_noise_is_modelled_over_several_launches() {
     let tables: Vec<&[i32]> = (0..small.len()).map(|i| flat[i % 3].as_slice()).collect();
     let mut out = vec![0; small.len() * p.big_lwe_size()];
     let counter = std::sync::atomic::AtomicU64::new(0);
-    let done = |n| drop(counter.fetch_add(n, std::sync::atomic::Ordering::Relaxed));
+    let done = |n| {
+        counter.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+    };
     CUDA.pbs(&small, &tables, &mut out, &done).unwrap();
     assert_eq!(counter.into_inner(), 4200);
     let phases = client::phases(&SHARED.client, &out);
@@ -152,27 +153,14 @@ fn products_are_those_of_the_processor() {
             phases(&ours).iter().zip(phases(&theirs)).map(|(a, b)| turns(a.wrapping_sub(b))).collect();
         let ratio = deviation(&differences) / NoiseModel::new(&p).bootstrap.sqrt();
         println!("{slots} slots: difference / modelled noise {ratio:.3}");
-        // Two draws of the noise, at most.
-        assert!(ratio < 1.6, "{slots} {ratio}");
+        // Two draws of the noise: √2.
+        assert!(ratio < 1.8, "{slots} {ratio}");
     }
 }
 
 #[test]
-fn circuits_give_what_the_processor_gives() {
-    let circuit = circuits::all_five();
-    let noise = NoiseModel::new(&circuit.parameters);
-    let lwes = encrypt(&circuits::inputs()).concat();
-    let counter = Counter::default();
-    let ours = Executor::new(&circuit, &*CUDA).unwrap().run(&lwes, &counter).unwrap();
-    let theirs = Executor::new(&circuit, cpu()).unwrap().run(&lwes, &Silent).unwrap();
-    assert_eq!(counter.done(), circuit.pbs_count());
-    let (ours, theirs) = (client::phases(&SHARED.client, &ours), client::phases(&SHARED.client, &theirs));
-    let errors: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| turns(a.wrapping_sub(*b))).collect();
-    let looked_up = deviation(&errors[4..12]) / noise.bootstrap.sqrt();
-    println!("look-ups: difference / modelled noise {looked_up:.3}; products {:.2e}", deviation(&errors[12..]));
-    assert!(looked_up < 2.0, "{looked_up}");
-    // Arguments of the second step differ by the noise of the first, so they may land one position apart.
-    assert!(deviation(&errors[12..]) < 16.0 * noise.bootstrap.sqrt());
+fn circuits_agree_with_the_simulator() {
+    circuits::agrees_with_the_simulator(&*CUDA);
     println!("{}", CUDA.times());
 }
 
