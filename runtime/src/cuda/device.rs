@@ -153,6 +153,7 @@ pub(super) trait Plain: Copy {}
 impl Plain for u64 {}
 impl Plain for u32 {}
 impl Plain for i32 {}
+impl Plain for f64 {}
 
 /// Memory on the GPU, released in stream order when dropped.
 pub(super) struct Buffer {

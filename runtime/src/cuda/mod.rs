@@ -2,6 +2,7 @@
 //!
 //! * [`device`]: the GPU, its memory, errors;
 //! * [`operations`]: the five kernels on addresses in that memory, tfhe's where it has them;
+//! * [`rotations`]: blind rotations, by tfhe's kernels or by ours in `rotate.cu`;
 //! * [`resident`]: a whole run with its memories on the GPU;
 //! * `kernels.cu`: what tfhe's library has no kernel for.
 //!
@@ -12,6 +13,7 @@
 mod device;
 mod operations;
 mod resident;
+mod rotations;
 mod times;
 
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +27,7 @@ use crate::keys::ServerKey;
 use crate::progress::Progress;
 use device::{Buffer, Stream};
 use operations::{Layout, Operations, Tables, WORD};
+pub use rotations::RotationKernel;
 pub use times::Times;
 
 /// The backend that runs on a GPU.
@@ -42,9 +45,18 @@ impl CudaBackend {
     /// # Errors
     /// There is no GPU, or it is too old or too small.
     pub fn new(key: ServerKey) -> Result<Self> {
+        let kernel = RotationKernel::best(&key.info.parameters)?;
+        Self::with_kernel(key, kernel)
+    }
+
+    /// The same, with a given kernel for blind rotations, which serves the parameters of the key.
+    ///
+    /// # Errors
+    /// There is no GPU, or it is too old or too small.
+    pub(crate) fn with_kernel(key: ServerKey, kernel: RotationKernel) -> Result<Self> {
         let stream = Stream::open()?;
         let key = key.into_standard();
-        let operations = Operations::new(&stream, &key)?;
+        let operations = Operations::new(&stream, &key, kernel)?;
         let (parameters, name) = (key.info.parameters, stream.description().name.clone());
         Ok(Self { operations: Mutex::new(operations), parameters, name, times: Times::default() })
     }

@@ -1,9 +1,9 @@
 //! The five kernels on device memory. Operands are addresses of ciphertexts on the GPU, results go to an address.
 //!
-//! Keyswitch and blind rotation are tfhe's. A packing keyswitch is tfhe's keyswitch too: its key has GLWEs where a
+//! The keyswitch is tfhe's, and blind rotations are where ours is not faster (see [`super::rotations`]). A packing keyswitch is tfhe's keyswitch too: its key has GLWEs where a
 //! keyswitch key has LWEs, and the words of a GLWE are as good a row of the matrix product as those of an LWE; our kernel then
-//! moves each product to its slot and sums. Blind rotations of encrypted accumulators are tfhe's "many LUT" bootstrap, which
-//! takes whole GLWEs as tables and extracts several samples; the product of the accumulator by the table is exact, in
+//! moves each product to its slot and sums. Blind rotations of encrypted accumulators are, for tfhe, its "many LUT" bootstrap,
+//! which takes whole GLWEs as tables and extracts several samples; the product of the accumulator by the table is exact, in
 //! integers, where the processor's goes through an FFT.
 //!
 //! The modulus switch is tfhe's centred one, as on the processor, so the noise model holds as it is.
@@ -12,22 +12,19 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use tfhe_cuda_backend::bindings::{
-    PBS_MS_REDUCTION_T_CENTERED, cleanup_cuda_programmable_bootstrap_64,
-    cuda_convert_lwe_programmable_bootstrap_key_64_async, cuda_keyswitch_gemm_64_64_async,
-    cuda_programmable_bootstrap_64_async, scratch_cuda_programmable_bootstrap_64_async,
-};
+use tfhe_cuda_backend::bindings::cuda_keyswitch_gemm_64_64_async;
 use thex_circuit::Parameters;
 use thex_circuit::instruction::Linear;
 use thex_circuit::params::Decomposition;
 
 use super::device::{Buffer, Stream, check};
+use super::rotations::{Batch, RotationKernel, Rotations};
 use crate::error::{Result, RuntimeError};
 use crate::executor::Done;
 use crate::keys::StandardServerKey;
 
 /// Ciphertexts that one launch works on.
-const BATCH: usize = 4096;
+pub(super) const BATCH: usize = 4096;
 /// Most levels that tfhe's keyswitch has a kernel for.
 const MOST_LEVELS: usize = 9;
 /// Bytes of a word.
@@ -81,53 +78,6 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// tfhe's working memory for blind rotations.
-struct Scratch {
-    stream: Arc<Stream>,
-    handle: *mut i8,
-}
-
-// SAFETY: an opaque handle, which is only passed to tfhe's functions.
-unsafe impl Send for Scratch {}
-// SAFETY: as above; those who use it take turns.
-unsafe impl Sync for Scratch {}
-
-impl Scratch {
-    fn new(stream: &Arc<Stream>, p: &Parameters) -> Self {
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: the stream lives, and the handle is a live local.
-        unsafe {
-            scratch_cuda_programmable_bootstrap_64_async(
-                stream.handle(),
-                Stream::GPU,
-                &raw mut handle,
-                p.lwe_dimension.0 as u32,
-                p.glwe_dimension.0 as u32,
-                p.polynomial_size.0 as u32,
-                p.bootstrap.level.0 as u32,
-                BATCH as u32,
-                true,
-                PBS_MS_REDUCTION_T_CENTERED,
-            );
-        }
-        Self { stream: Arc::clone(stream), handle }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: made by the matching function on the same stream, and not released before.
-        unsafe { cleanup_cuda_programmable_bootstrap_64(self.stream.handle(), Stream::GPU, &raw mut self.handle) };
-    }
-}
-
-/// A batch of accumulators to rotate, and the samples to extract of each.
-#[derive(Clone, Copy)]
-struct Rotation {
-    slots: usize,
-    stride: usize,
-}
-
 /// How the outputs of a product lie in memory: tfhe writes sample j of all rotations of a launch, then sample j + 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -178,9 +128,8 @@ pub(super) struct Operations {
     stream: Arc<Stream>,
     parameters: Parameters,
     keyswitch: Buffer,
-    bootstrap: Buffer,
+    rotations: Rotations,
     packing: Buffer,
-    scratch: Scratch,
     /// 0, 1, 2, …: tfhe's kernels take the places of their operands from an array.
     identity: Buffer,
 }
@@ -197,40 +146,23 @@ fn refuse(parameters: &Parameters) -> Result<()> {
 
 impl Operations {
     /// Copies the keys to the GPU.
-    pub(super) fn new(stream: &Arc<Stream>, key: &StandardServerKey) -> Result<Self> {
+    pub(super) fn new(stream: &Arc<Stream>, key: &StandardServerKey, kernel: RotationKernel) -> Result<Self> {
         let p = key.info.parameters;
         refuse(&p)?;
-        let words = key.bootstrap.as_ref();
-        let needed = (words.len() + key.keyswitch.as_ref().len() + key.packing.as_ref().len()) * WORD;
+        let needed = (key.bootstrap.as_ref().len() + key.keyswitch.as_ref().len() + key.packing.as_ref().len()) * WORD;
         let free = stream.description().free_bytes;
         if (needed as u64).saturating_mul(3) > free {
             let reason =
                 format!("keys and working memory take about {} MB, and {} MB are free", needed / 333_333, free >> 20);
             return Err(RuntimeError::Device(reason));
         }
-        // In the Fourier domain: N/2 complex numbers of 16 bytes in place of N words.
-        let bootstrap = stream.allocate(size_of_val(words))?;
-        // SAFETY: source and target have the size that the dimensions say, and the target is 256-byte aligned.
-        unsafe {
-            cuda_convert_lwe_programmable_bootstrap_key_64_async(
-                stream.handle(),
-                Stream::GPU,
-                bootstrap.pointer(),
-                words.as_ptr().cast(),
-                p.lwe_dimension.0 as u32,
-                p.glwe_dimension.0 as u32,
-                p.bootstrap.level.0 as u32,
-                p.polynomial_size.0 as u32,
-            );
-        }
         let identity: Vec<u64> = (0..BATCH as u64).collect();
         let operations = Self {
             stream: Arc::clone(stream),
             parameters: p,
             keyswitch: stream.upload(key.keyswitch.as_ref())?,
-            bootstrap,
+            rotations: Rotations::new(stream, &key.bootstrap, &p, kernel)?,
             packing: stream.upload(key.packing.as_ref())?,
-            scratch: Scratch::new(stream, &p),
             identity: stream.upload(&identity)?,
         };
         stream.wait()?;
@@ -344,33 +276,18 @@ impl Operations {
         check(status, "ciphertexts cannot be packed on the GPU")
     }
 
-    /// Rotates at most [`BATCH`] accumulators by as many gathered small LWEs, and extracts.
-    fn rotate(&self, accumulators: &Buffer, arguments: &Buffer, count: usize, rotation: Rotation, out: u64) {
-        let p = &self.parameters;
-        // SAFETY: `arguments` has `count` small LWEs, `accumulators` as many GLWEs, `out` room for `slots` big LWEs of each;
-        // the scratch was made for [`BATCH`] of them, and `identity` has as many entries.
-        unsafe {
-            cuda_programmable_bootstrap_64_async(
-                self.stream.handle(),
-                Stream::GPU,
-                out as *mut c_void,
-                self.identity.pointer(),
-                accumulators.pointer(),
-                self.identity.pointer(),
-                arguments.pointer(),
-                self.identity.pointer(),
-                self.bootstrap.pointer(),
-                self.scratch.handle,
-                p.lwe_dimension.0 as u32,
-                p.glwe_dimension.0 as u32,
-                p.polynomial_size.0 as u32,
-                p.bootstrap.base_log.0 as u32,
-                p.bootstrap.level.0 as u32,
-                count as u32,
-                rotation.slots as u32,
-                rotation.stride as u32,
-            );
-        }
+    /// Rotates at most [`BATCH`] accumulators by as many small LWEs, and extracts.
+    fn rotate(
+        &self,
+        accumulators: &Buffer,
+        arguments: &Buffer,
+        count: usize,
+        slots: (usize, usize),
+        out: u64,
+    ) -> Result<()> {
+        let (slots, stride) = slots;
+        let batch = Batch { accumulators: accumulators.at(0), arguments: arguments.at(0), count, slots, stride };
+        self.rotations.run(&self.stream, &self.parameters, batch, out)
     }
 
     /// Small LWEs → big LWEs through tables of N entries in units of 2^-32.
@@ -381,7 +298,7 @@ impl Operations {
             let small = self.gather(arguments, p.lwe_dimension.to_lwe_size().0)?;
             let accumulators = self.fill_tables(tables, start, arguments.len())?;
             let out = out + (start * p.big_lwe_size() * WORD) as u64;
-            self.rotate(&accumulators, &small, arguments.len(), Rotation { slots: 1, stride: 0 }, out);
+            self.rotate(&accumulators, &small, arguments.len(), (1, 0), out)?;
             self.stream.wait()?;
             done(arguments.len() as u64);
         }
@@ -424,7 +341,7 @@ impl Operations {
             let small = self.gather(arguments, p.lwe_dimension.to_lwe_size().0)?;
             let accumulators = self.multiply_tables(glwes, tables, start, stride)?;
             let out = out + (start * slots * p.big_lwe_size() * WORD) as u64;
-            self.rotate(&accumulators, &small, arguments.len(), Rotation { slots, stride }, out);
+            self.rotate(&accumulators, &small, arguments.len(), (slots, stride), out)?;
             self.stream.wait()?;
             done(arguments.len() as u64);
         }

@@ -2,17 +2,30 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thex_circuit::instruction::{Block, Linear, LutProduct};
 use thex_circuit::{NoiseModel, Parameters};
 
-use super::CudaBackend;
+use super::{CudaBackend, RotationKernel};
 use crate::executor::Products;
 use crate::tests::{SHARED, bundle, circuits, deviation, encrypt, torus, turns, views};
 use crate::{Backend, CpuBackend, Executor, client, keys};
 
-static CUDA: LazyLock<CudaBackend> =
-    LazyLock::new(|| CudaBackend::new(keys::generate(&bundle(), Some(1)).unwrap().1).unwrap());
+fn backend(kernel: RotationKernel) -> CudaBackend {
+    CudaBackend::with_kernel(keys::generate(&bundle(), Some(1)).unwrap().1, kernel).unwrap()
+}
+
+/// With tfhe's rotations, and with ours.
+static TFHE: LazyLock<CudaBackend> = LazyLock::new(|| backend(RotationKernel::Tfhe));
+static FUSED: LazyLock<CudaBackend> = LazyLock::new(|| backend(RotationKernel::Fused));
+
+fn each(test: impl Fn(&CudaBackend)) {
+    for (name, backend) in [("tfhe", &*TFHE), ("fused", &*FUSED)] {
+        println!("{name}:");
+        test(backend);
+    }
+}
 
 fn cpu() -> &'static CpuBackend {
     &SHARED.backend
@@ -22,9 +35,10 @@ fn words(count: usize, seed: u64) -> Vec<u64> {
     (0..count as u64).map(|i| (i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left((i % 61) as u32)).collect()
 }
 
-fn on_both(size: usize, run: impl Fn(&dyn Backend, &mut [u64])) -> (Vec<u64>, Vec<u64>) {
+/// What the GPU gives, and what the processor gives.
+fn on_both(cuda: &CudaBackend, size: usize, run: impl Fn(&dyn Backend, &mut [u64])) -> (Vec<u64>, Vec<u64>) {
     let (mut ours, mut theirs) = (vec![1; size], vec![2; size]);
-    run(&*CUDA, &mut ours);
+    run(cuda, &mut ours);
     run(cpu(), &mut theirs);
     (ours, theirs)
 }
@@ -34,7 +48,7 @@ fn keyswitch_has_the_same_bits() {
     let p = Parameters::standard();
     let lwes: Vec<Vec<u64>> = (0..4100).map(|i| words(p.big_lwe_size(), i * 5000)).collect();
     let size = lwes.len() * p.lwe_dimension.to_lwe_size().0;
-    let (ours, theirs) = on_both(size, |backend, out| backend.keyswitch(&views(&lwes), out).unwrap());
+    let (ours, theirs) = on_both(&FUSED, size, |backend, out| backend.keyswitch(&views(&lwes), out).unwrap());
     assert_eq!(ours.iter().zip(&theirs).filter(|(a, b)| a != b).count(), 0);
 }
 
@@ -47,7 +61,7 @@ fn pack_has_the_same_bits() {
         inputs[1] = None;
         inputs[slots..2 * slots].fill(None);
         let size = inputs.len() / slots * p.glwe_words();
-        let (ours, theirs) = on_both(size, |backend, out| backend.pack(&inputs, slots, stride, out).unwrap());
+        let (ours, theirs) = on_both(&FUSED, size, |backend, out| backend.pack(&inputs, slots, stride, out).unwrap());
         assert_eq!(ours.iter().zip(&theirs).filter(|(a, b)| a != b).count(), 0, "{slots} {stride}");
     }
 }
@@ -71,7 +85,7 @@ fn linear_maps_have_the_same_bits() {
             bias: words(groups * outputs, 3),
         };
         let size = groups * outputs * p.big_lwe_size();
-        let (ours, theirs) = on_both(size, |backend, out| backend.linear(&linear, &gather, out).unwrap());
+        let (ours, theirs) = on_both(&FUSED, size, |backend, out| backend.linear(&linear, &gather, out).unwrap());
         assert!(ours == theirs, "{outputs} {operands} {groups}");
     }
 }
@@ -94,11 +108,14 @@ fn rotations_land_where_those_of_the_processor_land() {
     let stairs: Vec<i32> = (0..2048).map(|j| j << 19).collect();
     let tables = vec![stairs.as_slice(); small.len()];
     let size = small.len() * p.big_lwe_size();
-    let (ours, theirs) = on_both(size, |backend, out| backend.pbs(&views(&small), &tables, out, &|_| ()).unwrap());
     let step = (-13.0_f64).exp2();
     let stair = |phase: u64| (turns(phase) / step).round() as i64;
     let stairs = |words: &[u64]| client::phases(&SHARED.client, words).into_iter().map(stair).collect::<Vec<_>>();
-    assert_eq!(stairs(&ours), stairs(&theirs));
+    each(|cuda| {
+        let run = |backend: &dyn Backend, out: &mut [u64]| backend.pbs(&views(&small), &tables, out, &|_| ()).unwrap();
+        let (ours, theirs) = on_both(cuda, size, run);
+        assert_eq!(stairs(&ours), stairs(&theirs));
+    });
 }
 
 #[test]
@@ -108,19 +125,21 @@ fn output_noise_is_modelled_over_several_launches() {
     let small: Vec<&[u64]> = (0..4200).map(|i| some[i % 128].as_slice()).collect();
     let flat: Vec<Vec<i32>> = (1..4).map(|i| vec![i << 27; 2048]).collect();
     let tables: Vec<&[i32]> = (0..small.len()).map(|i| flat[i % 3].as_slice()).collect();
-    let mut out = vec![0; small.len() * p.big_lwe_size()];
-    let counter = std::sync::atomic::AtomicU64::new(0);
-    let done = |n| {
-        counter.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
-    };
-    CUDA.pbs(&small, &tables, &mut out, &done).unwrap();
-    assert_eq!(counter.into_inner(), 4200);
-    let phases = client::phases(&SHARED.client, &out);
-    let errors: Vec<f64> =
-        phases.iter().enumerate().map(|(i, &phase)| turns(phase) - f64::from((i % 3) as u32 + 1) / 32.0).collect();
-    let ratio = deviation(&errors) / NoiseModel::new(&p).bootstrap.sqrt();
-    println!("bootstrap noise on the GPU / model {ratio:.3}");
-    assert!((0.7..1.2).contains(&ratio), "{ratio}");
+    each(|cuda| {
+        let mut out = vec![0; small.len() * p.big_lwe_size()];
+        let counter = AtomicU64::new(0);
+        let done = |n| {
+            counter.fetch_add(n, Ordering::Relaxed);
+        };
+        cuda.pbs(&small, &tables, &mut out, &done).unwrap();
+        assert_eq!(counter.into_inner(), 4200);
+        let phases = client::phases(&SHARED.client, &out);
+        let wanted = |i: usize| f64::from((i % 3) as u32 + 1) / 32.0;
+        let errors: Vec<f64> = phases.iter().enumerate().map(|(i, &phase)| turns(phase) - wanted(i)).collect();
+        let ratio = deviation(&errors) / NoiseModel::new(&p).bootstrap.sqrt();
+        println!("bootstrap noise / model {ratio:.3}");
+        assert!((0.7..1.2).contains(&ratio), "{ratio}");
+    });
 }
 
 #[test]
@@ -147,26 +166,31 @@ fn products_are_those_of_the_processor() {
             instruction: &instruction,
         };
         let size = count * slots * p.big_lwe_size();
-        let (ours, theirs) = on_both(size, |backend, out| backend.lut_product(&products, out, &|_| ()).unwrap());
         let phases = |words: &[u64]| client::phases(&SHARED.client, words);
-        let differences: Vec<f64> =
-            phases(&ours).iter().zip(phases(&theirs)).map(|(a, b)| turns(a.wrapping_sub(b))).collect();
-        let ratio = deviation(&differences) / NoiseModel::new(&p).bootstrap.sqrt();
-        println!("{slots} slots: difference / modelled noise {ratio:.3}");
-        // Two draws of the noise: √2.
-        assert!(ratio < 1.8, "{slots} {ratio}");
+        each(|cuda| {
+            let run = |backend: &dyn Backend, out: &mut [u64]| backend.lut_product(&products, out, &|_| ()).unwrap();
+            let (ours, theirs) = on_both(cuda, size, run);
+            let differences: Vec<f64> =
+                phases(&ours).iter().zip(phases(&theirs)).map(|(a, b)| turns(a.wrapping_sub(b))).collect();
+            let ratio = deviation(&differences) / NoiseModel::new(&p).bootstrap.sqrt();
+            println!("{slots} slots: difference / modelled noise {ratio:.3}");
+            // Two draws of the noise: √2.
+            assert!(ratio < 1.8, "{slots} {ratio}");
+        });
     }
 }
 
 #[test]
 fn circuits_agree_with_the_simulator() {
-    circuits::agrees_with_the_simulator(&*CUDA);
-    println!("{}", CUDA.times());
+    each(|cuda| {
+        circuits::agrees_with_the_simulator(cuda);
+        println!("{}", cuda.times());
+    });
 }
 
 #[test]
 fn a_circuit_of_another_parameter_set_is_refused() {
     let mut circuit = circuits::all_five();
     circuit.parameters.lwe_dimension.0 = 800;
-    assert!(Executor::new(&circuit, &*CUDA).is_err());
+    assert!(Executor::new(&circuit, &*FUSED).is_err());
 }
