@@ -298,35 +298,39 @@ pub fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn execute(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs, device: Device) -> Result<Vec<u64>> {
+    let inputs = input.expand(&circuit.parameters)?;
+    let backend = backend(key, device)?;
+    let executor = Executor::new(circuit, &*backend)?;
+    let bar = Bar::new(circuit.pbs_count());
+    let outputs = executor.run(&inputs, &bar);
+    bar.finish();
+    if let Some(summary) = backend.summary() {
+        eprintln!("{summary}");
+    }
+    outputs
+}
+
+/// What runs circuits under a key.
+///
+/// # Errors
+/// There is no such device, or the program was built without it.
+pub fn backend(key: ServerKey, device: Device) -> Result<Box<dyn Backend>> {
     match device {
-        Device::Cpu => execute_on(&CpuBackend::new(key.expand()), circuit, input),
-        Device::Cuda => execute_on_gpu(circuit, key, input),
+        Device::Cpu => Ok(Box::new(CpuBackend::new(key.expand()))),
+        Device::Cuda => gpu(key),
     }
 }
 
 #[cfg(feature = "cuda")]
-fn execute_on_gpu(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs) -> Result<Vec<u64>> {
-    let backend = crate::cuda::CudaBackend::new(key)?;
-    let start = Instant::now();
-    let outputs = execute_on(&backend, circuit, input)?;
-    eprintln!("{}: {:.3} s; {}", backend.name(), start.elapsed().as_secs_f64(), backend.times());
-    Ok(outputs)
+fn gpu(key: ServerKey) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(crate::cuda::CudaBackend::new(key)?))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn execute_on_gpu(_circuit: &Circuit, _key: ServerKey, _input: &EncryptedInputs) -> Result<Vec<u64>> {
+fn gpu(_key: ServerKey) -> Result<Box<dyn Backend>> {
     let reason = "this program was built without the feature `cuda`: build it with `--features cuda` on a machine with \
                   NVIDIA's compiler, or run without `--backend cuda`";
     Err(RuntimeError::Device(reason.into()))
-}
-
-fn execute_on(backend: &impl Backend, circuit: &Circuit, input: &EncryptedInputs) -> Result<Vec<u64>> {
-    let inputs = input.expand(&circuit.parameters)?;
-    let executor = Executor::new(circuit, backend)?;
-    let bar = Bar::new(circuit.pbs_count());
-    let outputs = executor.run(&inputs, &bar);
-    bar.finish();
-    outputs
 }
 
 /// Decrypts a result and prints it.

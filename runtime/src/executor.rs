@@ -69,6 +69,11 @@ pub trait Backend: Sync {
     ) -> Result<Option<Vec<u64>>> {
         Ok(None)
     }
+
+    /// What ran, and where its time went, for people; `None` if it does not know.
+    fn summary(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Told how many more blind rotations are done.
@@ -273,7 +278,7 @@ impl Liveness {
 }
 
 /// Runs one circuit under one key, as often as wanted.
-pub struct Executor<'a, B> {
+pub struct Executor<'a, B: ?Sized> {
     circuit: &'a Circuit,
     backend: &'a B,
     liveness: Liveness,
@@ -296,7 +301,7 @@ impl State {
     }
 }
 
-impl<'a, B: Backend> Executor<'a, B> {
+impl<'a, B: Backend + ?Sized> Executor<'a, B> {
     /// Prepares a run; the circuit is verified.
     ///
     /// # Errors

@@ -54,14 +54,18 @@ pub(crate) fn turns(phase: u64) -> f64 {
 
 /// Encrypts phases under the big key with the noise of fresh ciphertexts.
 pub(crate) fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
-    let p = Parameters::standard();
+    encrypt_under(&SHARED.client, phases)
+}
+
+pub(crate) fn encrypt_under(client: &ClientKey, phases: &[u64]) -> Vec<Vec<u64>> {
+    let p = client.info.parameters;
     let mut seeder = new_seeder();
     let mut generator = EncryptionRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed(), seeder.as_mut());
     phases
         .iter()
         .map(|&phase| {
             allocate_and_encrypt_new_lwe_ciphertext(
-                &SHARED.client.big(),
+                &client.big(),
                 Plaintext(phase),
                 keys::big_noise(&p),
                 p.ciphertext_modulus(),

@@ -61,12 +61,6 @@ impl CudaBackend {
         Ok(Self { operations: Mutex::new(operations), parameters, name, times: Times::default() })
     }
 
-    /// What the GPU calls itself.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Times of all runs so far.
     #[must_use]
     pub fn times(&self) -> &Times {
@@ -162,6 +156,10 @@ impl Backend for CudaBackend {
             let operands = Uploaded::new(operations, gather)?;
             operations.linear(linear, &operands.addresses, out.at(0))
         })
+    }
+
+    fn summary(&self) -> Option<String> {
+        Some(format!("{}: {}", self.name, self.times))
     }
 
     fn run_resident(

@@ -23,8 +23,9 @@ use crate::error::{Result, RuntimeError};
 use crate::executor::Done;
 use crate::keys::StandardServerKey;
 
-/// Ciphertexts that one launch works on.
-pub(super) const BATCH: usize = 4096;
+/// Ciphertexts that one launch works on: 16 rounds of the rotations that an H100 or H200 runs at once (two on each of 132
+/// multiprocessors).
+pub(super) const BATCH: usize = 16 * 264;
 /// Most levels that tfhe's keyswitch has a kernel for.
 const MOST_LEVELS: usize = 9;
 /// Bytes of a word.

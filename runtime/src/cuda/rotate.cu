@@ -1,4 +1,4 @@
-// Blind rotation for k = 1 and N = 2048 with any number of levels: a block of 128 threads rotates one accumulator, start to end.
+// Blind rotation for k = 1, N = 2048 and two or three levels: a block of 128 threads rotates one accumulator, start to end.
 //
 // tfhe's library has such a kernel for one level only; with more levels it spreads a rotation over a cluster of blocks
 // that exchange and synchronise at each mask element. Here two groups of 64 threads own a polynomial each. A group transforms
@@ -23,11 +23,14 @@ constexpr int GROUP = 64, RADIX = 16;
 /// Distance of rows in the exchange buffer: reads of four rows at once fall into different banks.
 constexpr int PITCH = GROUP + 4;
 constexpr int BLOCK = 2 * GROUP;
+/// Numbers of the key (of each row) and twiddles that are asked for before a barrier, to be used behind it. 8 was the fastest of
+/// 0, 4, 8, 16 on an H200: the next are limited by registers.
+constexpr int EARLY = 8;
 
 struct Shared {
   word accumulator[2][SIZE];
+  /// Of each group: in transforms, numbers on their way to other threads; between them, the spectrum.
   double2 exchange[2][RADIX * PITCH];
-  double2 spectrum[2][HALF];
   word sums[BLOCK / 32];
 };
 
@@ -59,6 +62,14 @@ template <bool INVERSE> __device__ __forceinline__ double2 twiddle(double2 a, do
   if (INVERSE)
     return make_double2(fma(a.x, b.x, a.y * b.y), fma(a.y, b.x, -a.x * b.y));
   return make_double2(fma(a.x, b.x, -a.y * b.y), fma(a.x, b.y, a.y * b.x));
+}
+
+/// A load that stays where it stands. The compiler would merge loads (`__ldg`) of the same twiddles in all transforms, keep them in
+/// registers, and spill.
+__device__ __forceinline__ double2 load(const double2 *address) {
+  double2 value;
+  asm volatile("ld.global.v2.f64 {%0, %1}, [%2];" : "=d"(value.x), "=d"(value.y) : "l"(address) : "memory");
+  return value;
 }
 
 template <bool INVERSE> __device__ __forceinline__ void dft4(double2 &a, double2 &b, double2 &c, double2 &d) {
@@ -141,7 +152,7 @@ __device__ __forceinline__ void forward(double2 (&v)[RADIX], const Twiddles w, d
   dft16<false>(v);
 #pragma unroll
   for (int b = 0; b < RADIX; b++)
-    exchange[b * PITCH + t] = twiddle<false>(v[b], __ldg(&w.first[b * GROUP + t]));
+    exchange[b * PITCH + t] = twiddle<false>(v[b], load(&w.first[b * GROUP + t]));
   wait_group(group);
 #pragma unroll
   for (int a = 0; a < RADIX; a++)
@@ -149,7 +160,7 @@ __device__ __forceinline__ void forward(double2 (&v)[RADIX], const Twiddles w, d
   dft16<false>(v);
 #pragma unroll
   for (int b = 1; b < RADIX; b++)
-    v[b] = twiddle<false>(v[b], __ldg(&w.second[b * 4 + (t & 3)]));
+    v[b] = twiddle<false>(v[b], load(&w.second[b * 4 + (t & 3)]));
   transpose(v);
 #pragma unroll
   for (int m = 0; m < 4; m++)
@@ -163,15 +174,19 @@ __device__ __forceinline__ void backward(double2 (&v)[RADIX], const Twiddles w, 
   transpose(v);
 #pragma unroll
   for (int b = 1; b < RADIX; b++)
-    v[b] = twiddle<true>(v[b], __ldg(&w.second[b * 4 + (t & 3)]));
+    v[b] = twiddle<true>(v[b], load(&w.second[b * 4 + (t & 3)]));
   dft16<true>(v);
 #pragma unroll
   for (int a = 0; a < RADIX; a++)
     exchange[(t >> 2) * PITCH + (t & 3) + 4 * a] = v[a];
+  double2 early[EARLY];
+#pragma unroll
+  for (int b = 0; b < EARLY; b++)
+    early[b] = load(&w.first[b * GROUP + t]);
   wait_group(group);
 #pragma unroll
   for (int b = 0; b < RADIX; b++)
-    v[b] = twiddle<true>(exchange[b * PITCH + t], __ldg(&w.first[b * GROUP + t]));
+    v[b] = twiddle<true>(exchange[b * PITCH + t], b < EARLY ? early[b] : load(&w.first[b * GROUP + t]));
   dft16<true>(v);
 #pragma unroll
   for (int a = 1; a < RADIX; a++)
@@ -225,16 +240,26 @@ struct Rotation {
   const word *accumulators, *arguments;
   const double2 *key;
   Twiddles twiddles;
-  uint32_t dimension, base_log, levels, slots, stride;
+  uint32_t dimension, base_log, slots, stride;
 };
 
-/// sums += own·key(own row) + other·key(other row) for one level; `key` points to the column of this group.
+/// For one level, sums += own·key(own row) + other·key(other row), where `other` is the spectrum of the other group, complete
+/// behind the barrier.
 __device__ __forceinline__ void accumulate(double2 (&sums)[RADIX], const double2 (&own)[RADIX], const double2 *other,
                                            const double2 *own_key, const double2 *other_key, int t) {
+  double2 own_early[EARLY], other_early[EARLY];
+#pragma unroll
+  for (int r = 0; r < EARLY; r++)
+    own_early[r] = load(&own_key[r * GROUP + t]);
+#pragma unroll
+  for (int r = 0; r < EARLY; r++)
+    other_early[r] = load(&other_key[r * GROUP + t]);
+  __syncthreads();
 #pragma unroll
   for (int r = 0; r < RADIX; r++) {
     const double2 a = own[r], b = other[r * GROUP + t];
-    const double2 x = __ldg(&own_key[r * GROUP + t]), y = __ldg(&other_key[r * GROUP + t]);
+    const double2 x = r < EARLY ? own_early[r] : load(&own_key[r * GROUP + t]);
+    const double2 y = r < EARLY ? other_early[r] : load(&other_key[r * GROUP + t]);
     sums[r].x = fma(-a.y, x.y, fma(a.x, x.x, fma(-b.y, y.y, fma(b.x, y.x, sums[r].x))));
     sums[r].y = fma(a.y, x.x, fma(a.x, x.y, fma(b.y, y.x, fma(b.x, y.y, sums[r].y))));
   }
@@ -258,7 +283,8 @@ __device__ void extract(const Rotation &x, const Shared &shared) {
   }
 }
 
-__global__ void __launch_bounds__(BLOCK, 2) rotate(const Rotation x) {
+/// Levels are unrolled, so that sums and digits, which would not fit together, are not in registers at once.
+template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const Rotation x) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared &shared = *reinterpret_cast<Shared *>(memory);
   uint16_t *positions = reinterpret_cast<uint16_t *>(memory + sizeof(Shared));
@@ -270,8 +296,8 @@ __global__ void __launch_bounds__(BLOCK, 2) rotate(const Rotation x) {
   for (uint32_t c = t; c < SIZE; c += GROUP)
     own[c] = negacyclic(input, (c + body) & (2 * SIZE - 1));
   __syncthreads();
-  const uint32_t represented = x.base_log * x.levels, mask = (1u << x.base_log) - 1, half_base = 1u << (x.base_log - 1);
-  const uint64_t key_step = static_cast<uint64_t>(x.levels) * 4 * HALF;
+  const uint32_t represented = x.base_log * LEVELS, mask = (1u << x.base_log) - 1, half_base = 1u << (x.base_log - 1);
+  constexpr uint64_t key_step = LEVELS * 4 * HALF;
   const double2 *key = x.key;
   for (uint32_t i = 0; i < x.dimension; i++, key += key_step) {
     const uint32_t position = positions[i];
@@ -292,7 +318,8 @@ __global__ void __launch_bounds__(BLOCK, 2) rotate(const Rotation x) {
       }
     double2 sums[RADIX] = {};
     const double2 *level_key = key + group * HALF;
-    for (uint32_t level = 0; level < x.levels; level++, level_key += 4 * HALF) {
+#pragma unroll
+    for (int level = 0; level < LEVELS; level++, level_key += 4 * HALF) {
       double2 v[RADIX];
 #pragma unroll
       for (int a = 0; a < RADIX; a++) {
@@ -305,12 +332,12 @@ __global__ void __launch_bounds__(BLOCK, 2) rotate(const Rotation x) {
         v[a] = make_double2(small_integer(digit[0]), small_integer(digit[1]));
       }
       forward(v, x.twiddles, shared.exchange[group], group, t);
-      __syncthreads();
+      wait_group(group);
 #pragma unroll
       for (int r = 0; r < RADIX; r++)
-        shared.spectrum[group][r * GROUP + t] = v[r];
+        shared.exchange[group][r * GROUP + t] = v[r];
+      accumulate(sums, v, shared.exchange[1 - group], level_key + group * 2 * HALF, level_key + (1 - group) * 2 * HALF, t);
       __syncthreads();
-      accumulate(sums, v, shared.spectrum[1 - group], level_key + group * 2 * HALF, level_key + (1 - group) * 2 * HALF, t);
     }
     backward(sums, x.twiddles, shared.exchange[group], group, t);
 #pragma unroll
@@ -342,11 +369,20 @@ __global__ void __launch_bounds__(GROUP) transform_key(double2 *out, const int64
 
 uint64_t shared_bytes(uint32_t dimension) { return sizeof(Shared) + dimension * sizeof(uint16_t); }
 
+template <int LEVELS> cudaError_t launch(void *stream, const Rotation &x, uint32_t count) {
+  const int bytes = static_cast<int>(shared_bytes(x.dimension));
+  const cudaError_t status = cudaFuncSetAttribute(rotate<LEVELS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status != cudaSuccess)
+    return status;
+  rotate<LEVELS><<<count, BLOCK, bytes, static_cast<cudaStream_t>(stream)>>>(x);
+  return cudaGetLastError();
+}
+
 } // namespace
 
 extern "C" {
 
-/// Whether a GPU has the shared memory for two blocks, or at least one.
+/// Whether a GPU has the shared memory for a block.
 int thex_cuda_can_rotate(uint32_t gpu, uint32_t dimension, bool *can) {
   int bytes = 0;
   const cudaError_t status = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, static_cast<int>(gpu));
@@ -364,13 +400,15 @@ int thex_cuda_rotation_key(void *stream, double2 *out, const int64_t *key, const
 int thex_cuda_rotate(void *stream, word *out, const word *accumulators, const word *arguments, const double2 *key,
                      const double2 *twiddles, uint32_t count, uint32_t dimension, uint32_t base_log, uint32_t levels,
                      uint32_t slots, uint32_t stride) {
-  const int bytes = static_cast<int>(shared_bytes(dimension));
-  const cudaError_t status = cudaFuncSetAttribute(rotate, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (status != cudaSuccess)
-    return status;
   const Rotation x = {out,       accumulators, arguments, key,   Twiddles{twiddles, twiddles + RADIX * GROUP},
-                      dimension, base_log,     levels,    slots, stride};
-  rotate<<<count, BLOCK, bytes, static_cast<cudaStream_t>(stream)>>>(x);
-  return cudaGetLastError();
+                      dimension, base_log,     slots,     stride};
+  switch (levels) {
+  case 2:
+    return launch<2>(stream, x, count);
+  case 3:
+    return launch<3>(stream, x, count);
+  default:
+    return cudaErrorInvalidValue;
+  }
 }
 }
