@@ -27,7 +27,7 @@ use crate::keys::ServerKey;
 use crate::progress::Progress;
 use device::{Buffer, Stream};
 use operations::{Layout, Operations, Tables, WORD};
-pub use rotations::RotationKernel;
+use rotations::RotationKernel;
 pub use times::Times;
 
 /// The backend that runs on a GPU.
@@ -45,16 +45,21 @@ impl CudaBackend {
     /// # Errors
     /// There is no GPU, or it is too old or too small.
     pub fn new(key: ServerKey) -> Result<Self> {
-        let kernel = RotationKernel::best(&key.info.parameters)?;
-        Self::with_kernel(key, kernel)
+        Self::open(key, RotationKernel::best)
     }
 
     /// The same, with a given kernel for blind rotations, which serves the parameters of the key.
     ///
     /// # Errors
     /// There is no GPU, or it is too old or too small.
-    pub(crate) fn with_kernel(key: ServerKey, kernel: RotationKernel) -> Result<Self> {
+    #[cfg(test)]
+    fn with_kernel(key: ServerKey, kernel: RotationKernel) -> Result<Self> {
+        Self::open(key, |_| Ok(kernel))
+    }
+
+    fn open(key: ServerKey, kernel: impl Fn(&Parameters) -> Result<RotationKernel>) -> Result<Self> {
         let stream = Stream::open()?;
+        let kernel = kernel(&key.info.parameters)?;
         let key = key.into_standard();
         let operations = Operations::new(&stream, &key, kernel)?;
         let (parameters, name) = (key.info.parameters, stream.description().name.clone());

@@ -42,7 +42,7 @@ unsafe extern "C" {
 
 /// Whose kernel rotates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RotationKernel {
+pub(super) enum RotationKernel {
     /// tfhe's, for all parameters.
     Tfhe,
     /// Ours, for k = 1, N = 2048 and decompositions in two or three levels of at most 31 bits.
