@@ -10,7 +10,7 @@ use thex_circuit::file::write_atomic;
 use thex_circuit::{Circuit, ClientBundle};
 use thex_passes::Profile;
 use thex_runtime::client::{self, Named, Rounding};
-use thex_runtime::commands::{self, Device, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::commands::{self, EncryptArgs, KeygenArgs, RunArgs};
 use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedOutputs, calibrate, npz};
 
@@ -61,14 +61,8 @@ pub fn demo(options: &DemoOptions) -> Result<()> {
     })?;
     say("3. The server runs the circuit on the ciphertexts, with the server key and no secret.\n")?;
     let start = Instant::now();
-    commands::run(&RunArgs {
-        circuit: at("digits.circuit"),
-        key: at("keys").join("server.key"),
-        input: at("in.ct"),
-        output: at("out.ct"),
-        threads: 0,
-        backend: Device::Cpu,
-    })?;
+    let (circuit, key) = (at("digits.circuit"), at("keys").join("server.key"));
+    commands::run(&RunArgs::new(circuit, key, at("in.ct"), at("out.ct")))?;
     let seconds = start.elapsed().as_secs_f64();
     say("4. The client decrypts the result.\n")?;
     let encrypted = decrypt(folder.path())?;

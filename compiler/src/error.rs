@@ -2,7 +2,7 @@
 
 use thex_circuit::CircuitError;
 use thex_passes::PassError;
-use thex_runtime::ErrorKind;
+use thex_runtime::{ErrorKind, RuntimeError};
 
 use crate::import::ImportError;
 
@@ -30,6 +30,16 @@ pub enum CompileError {
     /// Anything else that is no bug: standard output is closed, circuit and model have different outputs.
     #[error("{0}")]
     Invalid(String),
+    /// A node of a circuit does not do what was predicted of it.
+    #[error("`{node}` departs from its prediction in the {lane} values: {reason}")]
+    Departure {
+        /// The first such node.
+        node: String,
+        /// Which values: quantised, simulated, decrypted.
+        lane: &'static str,
+        /// By how much.
+        reason: String,
+    },
     /// A bug of thex.
     #[error("internal error: {0}; this is a bug of thex, please report it with the model")]
     Internal(String),
@@ -47,6 +57,10 @@ pub enum Kind {
     Unsupported,
     /// No encoding or parameters satisfy what was asked for.
     Infeasible,
+    /// It was stopped, and can go on.
+    Stopped,
+    /// A check was made, and failed.
+    Departure,
     /// A bug of thex.
     Internal,
 }
@@ -59,6 +73,8 @@ impl Kind {
             Self::Invalid => "invalid input",
             Self::Unsupported => "unsupported",
             Self::Infeasible => "infeasible",
+            Self::Stopped => "stopped",
+            Self::Departure => "departure from the prediction",
             Self::Internal => "internal",
         }
     }
@@ -70,6 +86,8 @@ impl Kind {
             Self::Invalid => 3,
             Self::Unsupported => 4,
             Self::Infeasible => 5,
+            Self::Departure => 6,
+            Self::Stopped => 75,
             Self::Internal => 70,
         }
     }
@@ -78,7 +96,7 @@ impl Kind {
     #[must_use]
     pub fn help(self) -> Option<&'static str> {
         match self {
-            Self::Invalid => None,
+            Self::Invalid | Self::Stopped | Self::Departure => None,
             Self::Unsupported => Some("see the README for the operators and models that compile today"),
             Self::Infeasible => Some("a larger --output-error or a smaller --margin may help"),
             Self::Internal => Some("please report this with the model, or a smaller one that shows it"),
@@ -99,6 +117,16 @@ impl CompileError {
             Self::Usage(_) => "TX0011",
             Self::Invalid(_) => "TX0014",
             Self::Internal(_) => "TX0301",
+            Self::Departure { .. } => "TX0501",
+        }
+    }
+
+    /// Advice that goes with the error, where its message has none.
+    #[must_use]
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Runtime(RuntimeError::Memory { .. }) => None,
+            other => other.kind().help(),
         }
     }
 
@@ -111,9 +139,12 @@ impl CompileError {
                 Kind::Internal
             }
             Self::Pass(PassError::Infeasible(_)) => Kind::Infeasible,
+            Self::Departure { .. } => Kind::Departure,
             Self::Runtime(error) => match error.kind() {
                 ErrorKind::InvalidInput => Kind::Invalid,
                 ErrorKind::Unsupported => Kind::Unsupported,
+                ErrorKind::Infeasible => Kind::Infeasible,
+                ErrorKind::Stopped => Kind::Stopped,
                 ErrorKind::Internal => Kind::Internal,
             },
             Self::Circuit(CircuitError::Parameters(_)) => Kind::Unsupported,

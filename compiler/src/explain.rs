@@ -3,7 +3,8 @@
 //! Codes are stable: a code is never given another meaning, and one that goes out of use is not used again. The error types
 //! say which code a value has (`code()`, in the crate of the type, so that the small runtime prints codes without
 //! this table); here is what to tell people. Codes from `TX0001` are invalid input, from `TX0101` unsupported, from
-//! `TX0201` infeasible, from `TX0301` our bugs.
+//! `TX0201` infeasible, from `TX0301` our bugs, from `TX0401` stopped on
+//! request, from `TX0501` checks that failed.
 
 use std::fmt::Write;
 
@@ -252,11 +253,25 @@ What to do: export without them (a fixed length needs no padding mask); let the 
         title: "parameters are refused",
         text: "\
 The cryptographic parameters in a file are below 128 bits of security by tfhe's noise curve, or outside the dimensions for which
-that curve was fitted. thex does not run them: keys made with them would protect nothing.
+that curve was fitted and checked (runtime/circuit/security/table.csv). thex does not run them: keys made with them would protect nothing.
 
 Common causes: a circuit or bundle that was edited, or written by another version with other parameter sets.
 
 What to do: compile the model again with this version.",
+    },
+    Explanation {
+        code: "TX0104",
+        kind: Kind::Unsupported,
+        title: "a result cannot be made safe to share",
+        text: "\
+`decrypt --share=BITS` hides the error of a result, which depends on the secret key, under fresh noise that is larger by about BITS
+bits. This result has not that many bits between its error and its range, so nothing of it would be left.
+
+Common causes: the outputs of a transformer have three to six bits above their noise, while 30 bits of statistical security take
+more than 30.
+
+What to do: share the decision (the class), not the numbers; ask for fewer bits, if the message names a number that fits and it is
+enough for you; or keep the numbers to the key's owner.",
     },
     Explanation {
         code: "TX0110",
@@ -282,6 +297,20 @@ calibration set with a degenerate sample.
 
 What to do: allow more error (`--output-error 0.1`), use a smaller margin (`--margin 0.1`), look for outliers in the calibration data;
 `thex report` shows the range of every tensor and channel of a compilation that worked.",
+    },
+    Explanation {
+        code: "TX0202",
+        kind: Kind::Infeasible,
+        title: "a run does not fit into memory",
+        text: "\
+Before a run starts, its peak of memory is predicted from the circuit: the circuit itself, the expanded keys, and the ciphertexts
+that are alive at the busiest instruction, with the buffers of a batch. That peak is above `--memory`, or above what the machine (or
+its control group) has. Nothing was started and nothing written.
+
+What to do: allow more with `--memory`; use a larger machine; fewer `--threads` need smaller buffers; compile for shorter
+sequences. `thex inspect OUT.circuit` prints the predicted peak.
+
+Example: `thex run m.circuit --memory 2GB …`",
     },
     Explanation {
         code: "TX0301",
@@ -313,6 +342,32 @@ A bug of thex, not of your circuit or data: a key or a step of the executor is n
 
 What to do: please report it with the output of `thex inspect OUT.circuit --format json` and the command.",
     },
+    Explanation {
+        code: "TX0401",
+        kind: Kind::Stopped,
+        title: "a run was stopped on request and can go on",
+        text: "\
+The first Ctrl-C (SIGINT) or SIGTERM stops a run with `--checkpoint DIR` after the batch at work, writes a checkpoint, and exits
+with status 75. A second one ends the process at once; then the last checkpoint is up to half a minute old.
+
+What to do: give the same command again, with the same circuit, key, input and folder. The result is the same, byte for byte, as
+without the interruption (on processors of the same type). To give up the run, delete the folder.",
+    },
+    Explanation {
+        code: "TX0501",
+        kind: Kind::Departure,
+        title: "a node of a circuit departs from its prediction",
+        text: "\
+`thex verify` held every node of a circuit against its model, in up to three ways: the circuit's integers and tables without noise
+(quantised), with modelled noise (simulated), and what ciphertexts decrypt to. The own error of a node, given its operands as
+the circuit has them, is more than twice what was predicted, more than chance makes of it, and moves the outputs. The
+table names all such nodes with `!`; the message names the first.
+
+Common causes: data unlike the calibration data, which leave ranges (the column `outside`). If only decrypted values depart,
+keys, kernels or the machine are at fault: please report it.
+
+Example: `thex verify m --model m.onnx --data dev.npz --key keys/client.key`",
+    },
 ];
 
 /// The explanation of a code, however it is capitalised.
@@ -325,7 +380,7 @@ pub fn find(code: &str) -> Option<&'static Explanation> {
 #[must_use]
 pub fn list() -> String {
     let mut out = String::new();
-    for kind in [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal] {
+    for kind in [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal, Kind::Stopped, Kind::Departure] {
         let _ = writeln!(out, "{} (exit status {})", kind.name(), kind.exit_status());
         for e in EXPLANATIONS.iter().filter(|e| e.kind == kind) {
             let _ = writeln!(out, "  {}  {}", e.code, e.title);

@@ -6,12 +6,14 @@
 //! * [`emit`]: placed graph → circuit and bundle;
 //! * [`export`]: the approximated model as an ONNX file;
 //! * [`evaluate`]: a compiled model against its float original, on data;
+//! * [`auto`]: the forms that a budget of accuracy or time allows;
 //! * [`trace`]: which node of a circuit loses the accuracy; [`compare`]: profiles side by side; [`interval`]: how sure a share is;
 //! * [`report`]: what a circuit is and costs, as text, as JSON, and as a page; [`bundle_report`]: what a client bundle holds;
 //! * [`diff`]: what one pass changes;
 //! * [`explain`]: what the codes of errors mean;
 //! * [`demo`]: all of it on a model and image that come with the project.
 
+pub mod auto;
 pub mod bundle_report;
 pub mod compare;
 pub mod demo;
@@ -27,6 +29,7 @@ pub mod interface;
 pub mod interval;
 mod missing;
 pub mod pipeline;
+mod probe;
 pub mod report;
 pub mod trace;
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
-use thex_circuit::{CircuitInfo, FrozenInput, Interface};
+use thex_circuit::{CircuitInfo, FrozenInput, Interface, Parameters};
 use thex_ir::{Graph, Stage, Tensor};
 use thex_passes::manager::Observer;
 use thex_passes::{ErrorSource, Pass, PassCx, PassManager, PassRecord, Precision, Profile, Samples, options, registry};
@@ -20,6 +20,7 @@ use crate::freeze::{self, Freeze};
 use crate::import::{self, ImportOptions, Imported, InputInfo};
 use crate::interface::{self, InterfaceOptions};
 use crate::missing::missing;
+use crate::probe::probe;
 
 /// What to compile and how.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,8 @@ pub struct CompileOptions {
     pub shapes: BTreeMap<String, Vec<usize>>,
     /// How exact.
     pub precision: Precision,
+    /// Cryptographic parameters, if they are not to be chosen.
+    pub parameters: Option<Parameters>,
     /// Folder for the graph after every pass.
     pub dump_ir: Option<PathBuf>,
     /// Tokenizer, class names and image normalisation.
@@ -198,7 +201,13 @@ fn prepare(options: &CompileOptions) -> Result<(Graph, PassCx, Vec<FrozenInput>)
     check_samples(&samples, &order, &options.calibration)?;
     let mut cx = PassCx::new(options.profile, samples);
     cx.precision = options.precision;
+    if let Some(parameters) = options.parameters {
+        parameters.check()?;
+        cx.parameters = parameters;
+        cx.parameters_fixed = true;
+    }
     cx.approximate.clone_from(&options.approximate);
+    cx.probe = Some(probe());
     for input in &frozen {
         cx.note(format!("{}: public, a constant of the circuit (--freeze)", input.name));
     }

@@ -107,9 +107,34 @@ fn inspect_prints_one_json_object_with_the_fixed_fields() {
         assert!(!value[field].is_null(), "{field} is missing");
     }
     assert!(value["pbs_count"].as_u64().unwrap() <= 12_000);
+    assert_eq!(value["security"]["curve_bits"], 132);
+    assert!(value["security"]["estimated_bits"].as_f64().unwrap() >= 128.0);
     let key = std::fs::metadata(FIXTURE.path("keys/server.key")).unwrap().len();
     assert_eq!(value["server_key_bytes"].as_u64().unwrap(), key);
-    succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]);
+    let shown = succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]).stdout;
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(shown.contains("132 bits") && shown.contains("tfhe's curve") && shown.contains("table.csv"), "{shown}");
+}
+
+#[test]
+fn sharing_adds_noise_or_says_how_much_room_there_is() {
+    let (golden, folder) = (repository("tests/golden/v1/text"), tempfile::tempdir().unwrap());
+    let key = folder.path().join("client.key");
+    let secret = std::fs::read(golden.join("client.key")).unwrap();
+    thex_circuit::file::write_atomic(&key, &secret, true).unwrap();
+    let (bundle, result) = (golden.join("m.client"), golden.join("out.ct"));
+    let start = ["decrypt", text(&bundle), "--key", text(&key), "--input", text(&result), "--json"];
+    fail(&[&start[..], &["--share"]].concat(), &["TX0104", "30 bits", "room for is", "instead of the numbers"]);
+    fail(&[&start[..], &["--share=65"]].concat(), &["65"]);
+    fail(&[&start[..], &["--share", "--raw"]].concat(), &["--raw"]);
+    let shared = succeed(&[&start[..], &["--share=1", "--shared-results", "2"]].concat());
+    let note = String::from_utf8_lossy(&shared.stderr).into_owned();
+    assert!(note.contains("1 bits of statistical security for 2 shared results"), "{note}");
+    let value: serde_json::Value = serde_json::from_slice(&shared.stdout).unwrap();
+    assert!((value["outputs"]["logits"]["data"][1].as_f64().unwrap() - 1.398).abs() < 1.0, "{value}");
+    // Without it, the reader is told what rounding is worth.
+    let note = String::from_utf8_lossy(&succeed(&start).stderr).into_owned();
+    assert!(note.contains("no proof"), "{note}");
 }
 
 #[test]
@@ -343,4 +368,42 @@ fn codes_and_passes_are_explained() {
     fail(&["explain", "TX9999"], &["no code `TX9999`"]);
     insta::assert_snapshot!(shown(&["passes", "calibrate"]));
     fail(&["passes", "fold"], &["no pass `fold`", "calibrate, insert-bootstraps"]);
+}
+
+#[test]
+fn forms_are_searched_within_a_budget() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let out = FIXTURE.path("auto");
+    // All but the last norm are settled, so that the search is short.
+    let settled = ["--approximate", "*Erf*=exact", "--approximate", "*Softmax=cube", "--approximate", "blocks.*=exact"];
+    let mut arguments =
+        vec!["compile", text(&model), "--calibration", text(&data), "--profile", "auto", "-o", text(&out)];
+    arguments.extend(settled);
+    arguments.extend(["--budget-accuracy", "100"]);
+    let output = succeed(&arguments);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(shown.contains("losses in points of accuracy") && shown.contains("← taken"), "{shown}");
+    assert!(shown.contains("ln.LayerNormalization"), "{shown}");
+    let trials = String::from_utf8_lossy(&output.stderr).lines().filter(|l| l.contains("points lost")).count();
+    assert!(trials >= 3, "{trials} trials: exact, affine and constant");
+}
+
+#[test]
+fn budgets_that_make_no_sense() {
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_calibration.npz"));
+    let compile = |more: &[&str], mentions: &[&str]| {
+        let out = FIXTURE.path("none");
+        let mut arguments = vec!["compile", text(&model), "--calibration", text(&data), "-o", text(&out)];
+        arguments.extend(more);
+        fail(&arguments, mentions);
+    };
+    compile(&["--budget-accuracy", "1"], &["`--profile auto`"]);
+    compile(&["--profile", "auto", "--budget-accuracy", "1", "--budget-seconds", "1"], &["cannot be used with"]);
+    compile(&["--profile", "auto", "--budget-seconds=-3"], &["0 or more"]);
+    compile(&["--parameters", "n=850"], &["no parameter set"]);
+    compile(&["--parameters", "n=500,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3"], &["500"]);
+    let dev = repository("tests/data/digits_dev.npz");
+    let compare =
+        ["compare", text(&model), "--calibration", text(&data), "--data", text(&dev), "--profiles", "exact,auto"];
+    fail(&compare, &["thex compile"]);
 }

@@ -8,9 +8,12 @@ mod common;
 use std::sync::Arc;
 
 use common::{Mask, Shape, transformer};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use thex::emit::{EmitOptions, Emitted, emit};
 use thex_circuit::{CircuitInfo, NoiseModel};
-use thex_ir::Tensor;
+use thex_ir::{Tensor, UnaryFn};
 use thex_passes::{PassCx, PassManager, Profile, registry};
 use thex_runtime::client::{self, Named, Rounding};
 use thex_runtime::executor::CpuBackend;
@@ -48,12 +51,16 @@ fn simulated(emitted: &Emitted, input: &[Named], noise: NoiseModel, seed: u64) -
 
 /// Runs encrypted, and compares each output with the spread of 300 simulations of the same input.
 fn agrees_with_the_simulator(shape: Shape, profile: Profile) {
-    let (emitted, samples) = compile(shape, profile, 11);
+    agrees(shape, profile, 11, 2);
+}
+
+fn agrees(shape: Shape, profile: Profile, seed: u64, runs: usize) {
+    let (emitted, samples) = compile(shape, profile, seed);
     let parameters = emitted.circuit.parameters;
     let (key, server) = keys::generate(&emitted.bundle, Some(1)).unwrap();
     let backend = CpuBackend::new(server.expand());
     let executor = Executor::new(&emitted.circuit, &backend).unwrap();
-    for sample in &samples[..2] {
+    for sample in &samples[..runs] {
         let input = named(sample);
         let (ciphertexts, _) = client::encrypt(&emitted.bundle, &key, &input).unwrap();
         let result = executor.run(&ciphertexts.expand(&parameters).unwrap(), &Silent).unwrap();
@@ -111,5 +118,69 @@ fn the_noise_model_predicts_the_simulated_error() {
         let measured = f64::sqrt(squares / count);
         let predicted = emitted.circuit.info.predicted_output_error.unwrap();
         assert!((0.4..2.0).contains(&(measured / predicted)), "seed {seed}: {measured} against {predicted}");
+    }
+}
+
+/// Transformers of any form, up to `layers` deep, with the profile and the seed of their weights.
+fn any_transformer(layers: usize) -> impl Strategy<Value = (Shape, Profile, u64)> {
+    // The norm of two channels is a step, which no noise model of first order follows.
+    let sizes = (2..=4_usize, 1..=2_usize, prop_oneof![Just(4_usize), Just(6)], 4..=12_usize, 1..=layers);
+    let mask = prop_oneof![Just(Mask::None), Just(Mask::Causal), Just(Mask::Padding)];
+    let activations = [UnaryFn::Gelu, UnaryFn::GeluTanh, UnaryFn::Relu, UnaryFn::Tanh, UnaryFn::Silu];
+    let activation = proptest::sample::select(activations.to_vec());
+    let profile = prop_oneof![Just(Profile::Exact), Just(Profile::TheX)];
+    let rest = (any::<bool>(), any::<bool>(), mask, activation);
+    (sizes, rest, profile, 0..1000_u64).prop_map(|(sizes, rest, profile, seed)| {
+        let (tokens, heads, head, hidden, layers) = sizes;
+        let (pre_norm, class_token, mask, activation) = rest;
+        let class_token = class_token && mask == Mask::None;
+        let shape =
+            Shape { tokens, width: heads * head, heads, hidden, layers, pre_norm, class_token, mask, activation };
+        (shape, profile, seed)
+    })
+}
+
+/// Median over samples of the root mean square difference of two results. A value that left its range, which the noise model does not
+/// cover, spoils one sample and not the median.
+fn typical(samples: &[Vec<Arc<Tensor>>], difference: impl Fn(usize, &[Arc<Tensor>]) -> Vec<f64>) -> f64 {
+    let rms = |d: Vec<f64>| (d.iter().map(|x| x * x).sum::<f64>() / d.len() as f64).sqrt();
+    let mut errors: Vec<f64> = samples.iter().enumerate().map(|(i, s)| rms(difference(i, s))).collect();
+    errors.sort_by(f64::total_cmp);
+    errors[errors.len() / 2]
+}
+
+fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Float against quantised against simulated: no error beyond the model's, on samples that calibration did not see.
+    #[test]
+    fn random_transformers_simulate_as_modelled((shape, profile, seed) in any_transformer(2)) {
+        let (emitted, samples) = compile(shape, profile, seed);
+        let (float, _) = transformer(shape, seed, 0);
+        let predicted = emitted.circuit.info.predicted_output_error.unwrap();
+        let (silent, noise) = (NoiseModel::silent(), NoiseModel::new(&emitted.circuit.parameters));
+        let quantised = |sample: &[Arc<Tensor>]| simulated(&emitted, &named(sample), silent, 0);
+        let noisy = typical(&samples, |i, s| minus(&simulated(&emitted, &named(s), noise, i as u64), &quantised(s)));
+        prop_assert!(noisy > 0.0 && noisy < 3.0 * predicted, "noise {noisy}, modelled {predicted}");
+        // What the approximations of `the-x` do is no error of the circuit.
+        if profile == Profile::Exact {
+            let value = |s: &[Arc<Tensor>]| thex_ir::interpret::run(&float, s).unwrap()[0].iter().copied().collect::<Vec<f64>>();
+            let rounding = typical(&samples, |_, s| minus(&quantised(s), &value(s)));
+            prop_assert!(rounding < 3.0 * predicted, "quantised {rounding}, modelled {predicted}");
+        }
+    }
+}
+
+/// Three of the same kind on ciphertexts; which ones is decided by a fixed seed.
+#[test]
+fn random_transformers_encrypted() {
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..3 {
+        let (shape, profile, seed) = any_transformer(1).new_tree(&mut runner).unwrap().current();
+        agrees(Shape { tokens: 2, ..shape }, profile, seed, 1);
     }
 }

@@ -113,19 +113,24 @@ fn approximations_are_no_error_of_the_circuit() {
     assert!(error("the-x") > 0.01);
 }
 
-#[test]
-fn values_outside_their_ranges_are_the_first_departure() {
-    // Calibrated on three digits alone, ranges are too narrow for the others.
-    let folder = tempfile::tempdir().unwrap();
-    let narrow = folder.path().join("narrow.npz");
+/// Calibration data of three digits alone: ranges are too narrow for the others.
+fn narrow(folder: &Path) -> String {
+    let narrow = folder.join("narrow.npz");
     let calibration = repository("tests/data/digits_calibration.npz");
     let arrays = thex_runtime::npz::read(Path::new(&calibration), &["image"]).unwrap();
     let mut writer = ndarray_npy::NpzWriter::new(std::fs::File::create(&narrow).unwrap());
     let few = arrays[0].1.slice_axis(ndarray::Axis(0), (0..3).into()).mapv(|v| v as f32);
     writer.add_array("image", &few).unwrap();
     writer.finish().unwrap();
+    narrow.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn values_outside_their_ranges_are_the_first_departure() {
+    let folder = tempfile::tempdir().unwrap();
+    let narrow = narrow(folder.path());
     let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_dev.npz"));
-    let start = ["trace", &model, "--calibration", narrow.to_str().unwrap(), "--data", &data, "--limit", "6"];
+    let start = ["trace", &model, "--calibration", &narrow, "--data", &data, "--limit", "6"];
     let value = json(&thex(&[&start[..], &["--json"]].concat()));
     let nodes = value["nodes"].as_array().unwrap();
     assert!(nodes.iter().any(|n| number(n, "outside") > 0.0));
@@ -153,6 +158,74 @@ fn profiles_are_compared_in_one_table() {
     assert!(number(&rows[1], "estimated_seconds") < number(&rows[0], "estimated_seconds"));
     let table = text(&on_digits("compare", &["--limit", "5", "--profiles", "the-x"]));
     assert!(table.contains("agreement %") && table.contains("the-x") && !table.contains("exact"), "{table}");
+}
+
+/// Compiles the digits model under a prefix.
+fn compiled(folder: &Path, calibration: &str, profile: &str) -> String {
+    let prefix = folder.join("digits").to_str().unwrap().to_owned();
+    let model = repository("tests/models/digits_vit.onnx");
+    text(&thex(&["compile", &model, "--calibration", calibration, "--profile", profile, "-o", &prefix]));
+    prefix
+}
+
+#[test]
+fn a_circuit_is_verified_node_by_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = compiled(folder.path(), &repository("tests/data/digits_calibration.npz"), "exact");
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_dev.npz"));
+    let start = ["verify", &prefix, "--model", &model, "--data", &data, "--limit", "4", "--seed", "7"];
+    let value = json(&thex(&[&start[..], &["--json"]].concat()));
+    assert!(value["first_departure"].is_null(), "{}", value["first_departure"]);
+    let lanes = value["lanes"].as_array().unwrap();
+    let names: Vec<&str> = lanes.iter().map(|l| l["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["quantised", "simulated"]);
+    let error = |lane: &Value| number(&lane["trace"], "output_rms_error");
+    assert!(0.0 < error(&lanes[0]) && error(&lanes[0]) < error(&lanes[1]));
+    assert!(text(&thex(&start)).contains("no node that matters departs"));
+    // Another model, or other calibration data, are not what the circuit was made of.
+    let other = [&start[..], &["--calibration", &data]].concat();
+    refused(&thex(&other), "compiling the model again");
+    std::fs::remove_file(format!("{prefix}.report.json")).unwrap();
+    refused(&thex(&start), "digits.report.json");
+}
+
+#[test]
+fn a_departure_is_named_and_has_a_status_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let narrow = narrow(folder.path());
+    let prefix = compiled(folder.path(), &narrow, "exact");
+    let (model, data) = (repository("tests/models/digits_vit.onnx"), repository("tests/data/digits_dev.npz"));
+    let output = thex(&["verify", &prefix, "--model", &model, "--data", &data, "--limit", "6", "--json"]);
+    assert_eq!(output.status.code(), Some(6));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let first = value["first_departure"][0].as_str().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("TX0501") && message.contains(first), "{message}");
+    let nodes = value["lanes"][0]["trace"]["nodes"].as_array().unwrap();
+    assert!(nodes.iter().any(|n| n["name"] == first), "{first}");
+}
+
+#[test]
+fn decrypted_values_are_those_that_were_simulated() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, calibration) =
+        (repository("tests/models/tiny_text.onnx"), repository("tests/data/tiny_text_calibration.npz"));
+    let prefix = folder.path().join("tiny").to_str().unwrap().to_owned();
+    text(&thex(&["compile", &model, "--calibration", &calibration, "-o", &prefix]));
+    let keys = folder.path().join("keys").to_str().unwrap().to_owned();
+    text(&thex(&["keygen", &format!("{prefix}.client"), "-o", &keys, "--seed", "3"]));
+    let key = format!("{keys}/client.key");
+    let arguments = ["verify", &prefix, "--model", &model, "--data", &calibration, "--key", &key, "--encrypted", "2"];
+    let value = json(&thex(&[&arguments[..], &["--json"]].concat()));
+    let lane = &value["lanes"][2];
+    assert_eq!((lane["name"].as_str(), lane["trace"]["samples"].as_u64()), (Some("decrypted"), Some(2)));
+    for node in lane["trace"]["nodes"].as_array().unwrap() {
+        let (Some(local), Some(modelled)) = (node["local_bits"].as_f64(), node["modelled_bits"].as_f64()) else {
+            continue;
+        };
+        assert!(modelled - local < 2.0 && local - modelled < 4.0, "{node}");
+    }
+    assert!(number(&lane["trace"], "output_rms_error") > 0.0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use thex_ir::{ClearOp, Graph, Node, NodeId, Op, UnaryFn};
 
 use crate::pass::Profile;
+use crate::transform::client_work;
 
 /// What can be computed in several ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +108,14 @@ impl Form {
 /// The smooth functions that ReLU stands in for.
 pub(crate) fn is_smooth(function: &UnaryFn) -> bool {
     matches!(function, UnaryFn::Gelu | UnaryFn::GeluTanh | UnaryFn::Silu)
+}
+
+/// The nodes of an imported graph that are up for choice: name and kind, in topological order. Those that the client computes are not.
+#[must_use]
+pub fn open(graph: &Graph) -> Vec<(String, Kind)> {
+    let elsewhere = client_work(graph);
+    let nodes = graph.topological().into_iter().filter(|id| !elsewhere.contains(id));
+    nodes.filter_map(|id| Some((graph.node(id).name.clone(), Kind::of(&graph.node(id).op)?))).collect()
 }
 
 /// Forms by node, where they differ from the profile's.

@@ -2,6 +2,7 @@
 //!
 //! * [`transform`]: rewrites that keep the stage or make high-level operations circuit-friendly;
 //! * [`lower`]: from calibrated tensors to homomorphic operations with encodings;
+//! * [`params`]: which cryptographic parameters there are, and what they cost;
 //! * [`choice`]: which of its forms each non-linear node takes;
 //! * [`analysis`]: read-only facts that passes ask for.
 //!
@@ -14,6 +15,7 @@ pub mod error;
 pub mod lower;
 pub mod manager;
 pub mod options;
+pub mod params;
 pub mod pass;
 pub mod registry;
 pub mod transform;
@@ -21,4 +23,4 @@ pub mod transform;
 pub use error::PassError;
 pub use manager::{PassManager, PassRecord};
 pub use options::PassOption;
-pub use pass::{ErrorSource, Pass, PassCx, Precision, Profile, Samples};
+pub use pass::{ErrorSource, Errors, Pass, PassCx, Precision, Probe, Profile, Samples};

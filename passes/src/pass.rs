@@ -8,6 +8,7 @@ use thex_ir::{Graph, NodeId, Tensor};
 
 use crate::choice::{Form, Forms, Kind};
 use crate::error::Result;
+use crate::lower::Analysis;
 use crate::options::PassOption;
 
 /// How non-linear functions are computed, unless chosen for single nodes.
@@ -45,7 +46,7 @@ pub struct Precision {
 
 impl Default for Precision {
     fn default() -> Self {
-        Self { output_error: 0.06, margin: 0.125 }
+        Self { output_error: 0.13, margin: 0.125 }
     }
 }
 
@@ -58,6 +59,39 @@ pub struct ErrorSource {
     pub node: String,
     /// Variance that it adds to an output element, in units of the output squared, on average.
     pub variance: f64,
+}
+
+/// For each look-up argument of a placed graph and each of its elements: errors seen on calibration samples, in its units.
+pub type Errors = std::collections::BTreeMap<NodeId, Vec<Vec<f64>>>;
+
+/// Measures [`Errors`]: a placed graph and its context in, or a reason why it cannot be run.
+type Measure = dyn Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync;
+
+/// Runs a placed graph with noise. Passes know no circuit and no simulator, so whoever runs them lends one.
+#[derive(Clone)]
+pub struct Probe(Arc<Measure>);
+
+impl Probe {
+    /// Takes the function that measures.
+    pub fn new(
+        measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(measure))
+    }
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// The graph cannot be run.
+    pub fn measure(&self, graph: &Graph, cx: &PassCx) -> std::result::Result<Errors, String> {
+        (self.0)(graph, cx)
+    }
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Probe")
+    }
 }
 
 /// What passes share: options in, statistics and a log out.
@@ -73,6 +107,12 @@ pub struct PassCx {
     pub precision: Precision,
     /// Parameters of the circuit.
     pub parameters: Parameters,
+    /// Whether they are settled; if not, `select-parameters` chooses them.
+    pub parameters_fixed: bool,
+    /// Runs placed graphs with noise, if there is something that can.
+    pub probe: Option<Probe>,
+    /// What `select-parameters` found out about the graph that it hands on.
+    pub analysis: Option<Arc<Analysis>>,
     /// Calibration samples.
     pub samples: Samples,
     /// What the client computes before encryption; set by `split-client-server`.
@@ -103,6 +143,9 @@ impl PassCx {
             forms: Forms::new(),
             precision: Precision::default(),
             parameters: Parameters::standard(),
+            parameters_fixed: false,
+            probe: None,
+            analysis: None,
             samples,
             prologue: None,
             epilogue: None,

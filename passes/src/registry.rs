@@ -1,6 +1,6 @@
 //! All passes, in pipeline order.
 
-use crate::lower::{InsertBootstraps, InsertRescale};
+use crate::lower::{InsertBootstraps, InsertRescale, SelectParameters, WidenForNoise};
 use crate::pass::Pass;
 use crate::transform::{
     BoundMasks, Calibrate, Canonicalize, ChooseForms, ConstantLayerNorm, DeferNormalization, ExactLayerNorm,
@@ -26,6 +26,8 @@ pub fn pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(FuseUnary),
         Box::new(Calibrate::default()),
         Box::new(InsertBootstraps::default()),
+        Box::new(SelectParameters::default()),
+        Box::new(WidenForNoise::default()),
         Box::new(InsertRescale::default()),
     ]
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::Parameters;
 
-use crate::container::{contradiction, read, write, wrong_size};
+use crate::checkpoint::digest_words;
+use crate::container::{Secrecy, contradiction, read, write};
 use crate::error::Result;
 use crate::keys::seed_from_hex;
 
@@ -31,9 +32,10 @@ impl CiphertextInfo {
         self.ports.iter().map(|(_, n)| n).sum()
     }
 
-    fn checked_count(&self, words: usize) -> Option<usize> {
-        let count = self.ports.iter().try_fold(0_usize, |sum, (_, n)| sum.checked_add(*n))?;
-        (count <= words).then_some(count)
+    /// Words of `count()` ciphertexts of `size` words, or a number that no file has.
+    fn words(&self, size: usize) -> usize {
+        let count = self.ports.iter().try_fold(0_usize, |sum, (_, n)| sum.checked_add(*n));
+        count.and_then(|n| n.checked_mul(size)).unwrap_or(usize::MAX)
     }
 }
 
@@ -68,7 +70,7 @@ impl EncryptedInputs {
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let body = InputBody { info: self.info.clone(), seed: self.seed.clone() };
-        write(path, INPUTS, &body, &[&self.bodies], false)
+        write(path, INPUTS, &body, &[&self.bodies], Secrecy::Public)
     }
 
     /// Reads a file.
@@ -76,15 +78,19 @@ impl EncryptedInputs {
     /// # Errors
     /// The file is missing, truncated, altered, or not an encrypted input.
     pub fn load(path: &Path) -> Result<Self> {
-        let (body, bodies): (InputBody, Vec<u64>) = read(path, INPUTS)?;
-        let count = body.info.checked_count(bodies.len());
-        if count != Some(bodies.len()) {
-            return Err(wrong_size(path, INPUTS, count.unwrap_or(usize::MAX), bodies.len()));
-        }
-        if seed_from_hex(&body.seed).is_none() {
-            return Err(contradiction(path, INPUTS, "its seed is damaged: encrypt again"));
-        }
+        let (body, mut bodies) =
+            read(path, INPUTS, Secrecy::Public, |body: &InputBody| match seed_from_hex(&body.seed) {
+                Some(_) => Ok(body.info.words(1)),
+                None => Err(contradiction(path, INPUTS, "its seed is damaged: encrypt again")),
+            })?;
+        let bodies = std::mem::take(&mut *bodies);
         Ok(Self { info: body.info, seed: body.seed, bodies })
+    }
+
+    /// Digest of seed and bodies, for the identity of a run.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest_words(self.seed.as_bytes(), [self.bodies.as_slice()])
     }
 
     /// The whole ciphertexts, one after another, k·N + 1 words each.
@@ -113,7 +119,7 @@ impl EncryptedOutputs {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        write(path, OUTPUTS, &self.info, &[&self.lwes], false)
+        write(path, OUTPUTS, &self.info, &[&self.lwes], Secrecy::Public)
     }
 
     /// Reads a file of ciphertexts under keys of these parameters.
@@ -121,11 +127,9 @@ impl EncryptedOutputs {
     /// # Errors
     /// The file is missing, truncated, altered, or not an encrypted output.
     pub fn load(path: &Path, parameters: &Parameters) -> Result<Self> {
-        let (info, lwes): (CiphertextInfo, Vec<u64>) = read(path, OUTPUTS)?;
-        let words = info.checked_count(lwes.len()).and_then(|n| n.checked_mul(parameters.big_lwe_size()));
-        if words != Some(lwes.len()) {
-            return Err(wrong_size(path, OUTPUTS, words.unwrap_or(usize::MAX), lwes.len()));
-        }
+        let size = parameters.big_lwe_size();
+        let (info, mut lwes) = read(path, OUTPUTS, Secrecy::Public, |info: &CiphertextInfo| Ok(info.words(size)))?;
+        let lwes = std::mem::take(&mut *lwes);
         Ok(Self { info, lwes })
     }
 }

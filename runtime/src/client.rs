@@ -217,8 +217,13 @@ pub fn decrypt(
     outputs: &EncryptedOutputs,
     rounding: Rounding,
 ) -> Result<Vec<Named>> {
+    check_origin(bundle, key, outputs)?;
+    decode(bundle, &phases(key, &outputs.lwes), rounding)
+}
+
+/// Refuses a result of another circuit or under another key.
+pub(crate) fn check_origin(bundle: &ClientBundle, key: &ClientKey, outputs: &EncryptedOutputs) -> Result<()> {
     let advice = "decrypt with the bundle and key that the input was encrypted with";
     same_circuit("the client bundle", &bundle.circuit, "the result", &outputs.info.circuit, advice)?;
-    same_key("the client key", &key.info.id, "the result", &outputs.info.key, advice)?;
-    decode(bundle, &phases(key, &outputs.lwes), rounding)
+    same_key("the client key", &key.info.id, "the result", &outputs.info.key, advice)
 }

@@ -5,14 +5,18 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use thex_circuit::{Circuit, ClientBundle};
 
 use crate::calibrate::thread_pool;
+use crate::checkpoint::{Checkpoint, EVERY, Identity};
 use crate::ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
 use crate::client::{self, Named, Rounding};
 use crate::container::check_writable;
@@ -20,7 +24,10 @@ use crate::error::{Result, RuntimeError};
 use crate::executor::{Backend, CpuBackend, Executor};
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
 use crate::labels::{self, Classified};
-use crate::progress::Progress;
+use crate::memory::{self, Limit, Prediction, parse_bytes};
+use crate::progress::{Progress, Resumed};
+use crate::run::{PART, Run, RunOptions};
+use crate::share::{self, Sharing};
 use crate::source::Source;
 
 /// Generate a client key (secret) and a server key for a compiled model.
@@ -58,6 +65,9 @@ pub struct EncryptArgs {
 }
 
 /// Run a circuit on ciphertexts. Needs no secret.
+///
+/// With --checkpoint, a run that was killed, or stopped with Ctrl-C, goes on when the same command is given again, and ends with
+/// the same bytes as one that was not (on processors of the same type). At most a minute of work is lost.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// The circuit that `compile` wrote.
@@ -75,6 +85,17 @@ pub struct RunArgs {
     /// Threads; as many as there are processors if not given.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
+    /// Keep the run in this folder, one for each run, and go on with what it has. It is made if there is none, and removed after
+    /// success. It holds ciphertexts and public digests, nothing secret, and takes up to twice the room of the live ciphertexts.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Seconds between checkpoints.
+    #[arg(long, value_name = "S", default_value_t = EVERY.as_secs_f64(), value_parser = parse_seconds, requires = "checkpoint")]
+    pub checkpoint_every: f64,
+    /// Memory that the run may take, for example 2GB: one that needs more is refused before it starts. All that the machine has if not
+    /// given. `thex inspect` says what a circuit needs.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
     /// Where the circuit runs.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub backend: Device,
@@ -88,6 +109,30 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU; in programs that were built with the feature `cuda`.
     Cuda,
+}
+
+impl RunArgs {
+    /// A run that is not kept, on all processors, in whatever memory there is.
+    #[must_use]
+    pub fn new(circuit: PathBuf, key: PathBuf, input: PathBuf, output: PathBuf) -> Self {
+        let checkpoint_every = EVERY.as_secs_f64();
+        Self {
+            circuit,
+            key,
+            input,
+            output,
+            threads: 0,
+            checkpoint: None,
+            checkpoint_every,
+            memory: None,
+            backend: Device::Cpu,
+        }
+    }
+}
+
+fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| (0.0..=3600.0).contains(s));
+    seconds.ok_or_else(|| format!("`{text}` is no number of seconds between 0 and 3600"))
 }
 
 /// Decrypt a result.
@@ -108,6 +153,14 @@ pub struct DecryptArgs {
     /// Do not round to the modelled precision. Raw results leak the key to whoever collects enough of them.
     #[arg(long)]
     pub raw: bool,
+    /// Add noise, so that the result may be shown to others with BITS bits of statistical security (30 if not given). Refused
+    /// where nothing of the result would be left.
+    #[arg(long, value_name = "BITS", num_args = 0..=1, require_equals = true, default_missing_value = "30", conflicts_with = "raw",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(share::MAX_BITS)))]
+    pub share: Option<u32>,
+    /// How many results under this key will be shown to others in all: --share adds the more noise.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "share", value_parser = clap::value_parser!(u32).range(1..))]
+    pub shared_results: u32,
 }
 
 fn label(path: &Path) -> String {
@@ -193,6 +246,8 @@ pub fn encrypt(args: &EncryptArgs) -> Result<()> {
 pub struct Bar {
     bar: ProgressBar,
     start: Instant,
+    /// Blind rotations that an earlier run did.
+    before: AtomicU64,
     /// When the last line was written; `None` on a terminal.
     line: Option<Mutex<Instant>>,
 }
@@ -214,7 +269,7 @@ impl Bar {
         if line.is_none() {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
-        Self { bar, start, line }
+        Self { bar, start, before: AtomicU64::new(0), line }
     }
 
     /// Removes the bar.
@@ -230,7 +285,8 @@ impl Bar {
         }
         *last = Instant::now();
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-        let rate = done as f64 / self.start.elapsed().as_secs_f64();
+        let now = done.saturating_sub(self.before.load(Ordering::Relaxed));
+        let rate = now as f64 / self.start.elapsed().as_secs_f64();
         let left = total.saturating_sub(done) as f64 / rate.max(1e-9);
         eprintln!("{done}/{total} PBS, {rate:.0}/s, about {left:.0} s left");
     }
@@ -248,6 +304,20 @@ impl Progress for Bar {
             self.tell(last);
         }
     }
+
+    fn resumed(&self, resumed: &Resumed) {
+        self.before.store(resumed.done, Ordering::Relaxed);
+        self.bar.set_position(resumed.done);
+        self.bar.reset_eta();
+        let total = self.bar.length().unwrap_or(0);
+        self.bar.suspend(|| {
+            resumed.damaged.iter().for_each(|reason| eprintln!("warning: checkpoint {reason}"));
+            match resumed.done {
+                0 => eprintln!("no usable checkpoint: starting anew"),
+                done => eprintln!("resumed from the checkpoint at {done} of {total} PBS"),
+            }
+        });
+    }
 }
 
 /// Checks that circuit, server key and input belong together.
@@ -261,13 +331,50 @@ fn check_run(args: &RunArgs, digest: &str, key: &KeyInfo, input: &CiphertextInfo
     same_key(&input_label, &input.key, &key_label, &key.id, advice)
 }
 
+/// Refuses a run that does not fit into memory, and warns of one that does not fit at the moment.
+fn check_memory(args: &RunArgs, circuit: &Circuit, threads: usize) -> Result<()> {
+    let prediction = Prediction::new(circuit, threads);
+    let limit = args.memory.map(Limit::Given).or_else(|| memory::of_machine().map(Limit::Machine));
+    limit.map_or(Ok(()), |limit| prediction.check(limit))?;
+    if let Some(free) = memory::available().filter(|&free| free < prediction.peak()) {
+        let (needed, free) = (HumanBytes(prediction.peak()), HumanBytes(free));
+        eprintln!("warning: the run needs about {needed} of memory, and {free} are free at the moment");
+    }
+    Ok(())
+}
+
+/// A flag that the first SIGINT or SIGTERM sets. The second ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let set = flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())
+            .and_then(|_| flag::register(signal, stop.clone()));
+        set.map_err(|e| RuntimeError::Internal(format!("cannot listen to signal {signal}: {e}")))?;
+    }
+    Ok(stop)
+}
+
+/// Opens the folder of checkpoints, if one is asked for.
+fn open_checkpoint(
+    args: &RunArgs,
+    digest: &str,
+    key: &ServerKey,
+    input: &EncryptedInputs,
+) -> Result<Option<Checkpoint>> {
+    let Some(folder) = &args.checkpoint else { return Ok(None) };
+    let identity = Identity { circuit: digest.to_owned(), key: key.digest(), input: input.digest() };
+    Checkpoint::open(folder, identity, Duration::from_secs_f64(args.checkpoint_every)).map(Some)
+}
+
 /// Runs a circuit on ciphertexts.
 ///
 /// # Errors
-/// A file is not usable, or files do not belong together.
+/// A file is not usable, files do not belong together, the run does not fit into memory, or was stopped.
 pub fn run(args: &RunArgs) -> Result<()> {
     check_writable(&args.output)?;
+    let pool = thread_pool(args.threads)?;
     let (circuit, digest) = Circuit::load(&args.circuit)?;
+    check_memory(args, &circuit, pool.current_num_threads())?;
     let input = EncryptedInputs::load(&args.input)?;
     let key = ServerKey::load(&args.key)?;
     check_run(args, &digest, &key.info, &input.info)?;
@@ -276,15 +383,15 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let (found, wanted) = (&input.info.ports, &ports);
         return Err(RuntimeError::Input(format!("the input has {found:?} where the circuit takes {wanted:?}")));
     }
+    let checkpoint = open_checkpoint(args, &digest, &key, &input)?;
     let info = CiphertextInfo {
         key: key.info.id.clone(),
         circuit: digest,
         ports: circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect(),
     };
-    let pool = thread_pool(args.threads)?;
     let start = Instant::now();
-    let lwes = pool.install(|| execute(&circuit, key, &input, args.backend))?;
-    EncryptedOutputs { info, lwes }.save(&args.output)?;
+    let save = |lwes| EncryptedOutputs { info, lwes }.save(&args.output);
+    pool.install(|| execute(&circuit, key, &input, (args.backend, checkpoint), save))?;
     eprintln!(
         "{} PBS on {} threads in {} ({:.1} s); result in {}, {}",
         circuit.pbs_count(),
@@ -297,17 +404,53 @@ pub fn run(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-fn execute(circuit: &Circuit, key: ServerKey, input: &EncryptedInputs, device: Device) -> Result<Vec<u64>> {
-    let inputs = input.expand(&circuit.parameters)?;
+/// Runs, saves, and only then lets the checkpoint go.
+fn execute(
+    circuit: &Circuit,
+    key: ServerKey,
+    input: &EncryptedInputs,
+    (device, checkpoint): (Device, Option<Checkpoint>),
+    save: impl FnOnce(Vec<u64>) -> Result<()>,
+) -> Result<()> {
+    let stop = checkpoint.as_ref().map(|_| stop_on_signals()).transpose()?;
     let backend = backend(key, device)?;
     let executor = Executor::new(circuit, &*backend)?;
+    let inputs = input.expand(&circuit.parameters)?;
     let bar = Bar::new(circuit.pbs_count());
-    let outputs = executor.run(&inputs, &bar);
-    bar.finish();
-    if let Some(summary) = backend.summary() {
-        eprintln!("{summary}");
+    if checkpoint.is_none() {
+        let outputs = executor.run(&inputs, &bar);
+        bar.finish();
+        if let Some(summary) = backend.summary() {
+            eprintln!("{summary}");
+        }
+        return save(outputs?);
     }
-    outputs
+    let part = checkpoint.as_ref().map_or(PART, |c| PART.min(c.every()));
+    let options = RunOptions { stop: stop.as_deref(), checkpoint, part, ..RunOptions::new(&bar) };
+    let mut run = Run::new(&executor, &inputs, options)?;
+    let outputs = run.complete();
+    bar.finish();
+    save(outputs?)?;
+    run.discard_checkpoint()
+}
+
+/// What `decrypt` says of a rounded result.
+const ROUNDED_NOTE: &str = "note: rounded to the modelled precision, which hides most of the error but is no proof: the numbers are for \
+                            the key's owner (--share makes them safe to show, where there is room)";
+/// What it says of a raw one.
+const RAW_NOTE: &str =
+    "warning: raw results show errors that depend on the key; enough of them give it away. Keep them to yourself";
+
+/// Decrypts with flooding, and says what that gives.
+fn shared(bundle: &ClientBundle, key: &ClientKey, result: &EncryptedOutputs, sharing: Sharing) -> Result<Vec<Named>> {
+    let (outputs, flooding) = share::decrypt(bundle, key, result, sharing)?;
+    let worst = flooding.deviations.iter().flatten().copied().fold(0.0, f64::max);
+    eprintln!(
+        "noise of up to {worst:.3e} rms added: {} bits of statistical security for {} shared results, if errors are as modelled \
+         (Li et al., CRYPTO 2022); {:.1} bits of the range are left",
+        sharing.bits, sharing.results, flooding.bits_left
+    );
+    Ok(outputs)
 }
 
 /// What runs circuits under a key.
@@ -347,7 +490,13 @@ pub fn decrypt(args: &DecryptArgs) -> Result<()> {
     let advice = "decrypt with the key that the input was encrypted with";
     same_key(&label(&args.key), &key.info.id, &label(&args.input), &result.info.key, advice)?;
     let rounding = if args.raw { Rounding::Raw } else { Rounding::Modelled };
-    let outputs = client::decrypt(&bundle, &key, &result, rounding)?;
+    let outputs = match args.share {
+        Some(bits) => shared(&bundle, &key, &result, Sharing { bits, results: args.shared_results })?,
+        None => client::decrypt(&bundle, &key, &result, rounding)?,
+    };
+    if args.share.is_none() {
+        eprintln!("{}", if args.raw { RAW_NOTE } else { ROUNDED_NOTE });
+    }
     let classified = labels::classify(&bundle.interface.labels, &outputs);
     let text = if args.json { json(&outputs, rounding, classified)? } else { table(&outputs, classified) };
     let mut out = std::io::stdout().lock();

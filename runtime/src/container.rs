@@ -8,30 +8,41 @@
 //! words     u64, little endian, exactly `words` of them
 //! ```
 //!
-//! tfhe's own serialization was not taken: lengths inside the stream decide allocations there, while here
-//! the parameters (checked) decide how many words there must be, and a file that has more or fewer is
-//! refused before anything is allocated. The seeds that expand to masks are in the header's body.
+//! tfhe's own serialization was not taken: lengths inside the stream decide allocations there, while here the header is read first
+//! (at most 4 MiB), the caller says how many words a file with such a header must have, and only when the header and the file's
+//! length say the same are they allocated. The words are hashed as they are read, so no second copy exists. The seeds that expand to
+//! masks are in the header's body. What is secret is wiped from every buffer on the way.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use thex_circuit::file::{digest, read_limited, write_atomic};
+use sha2::{Digest, Sha256};
+use thex_circuit::file::{digest, open_limited, other_version, write_atomic};
+use zeroize::Zeroizing;
 
 use crate::error::{Result, RuntimeError};
 
 const MAGIC: &[u8; 8] = b"thexdata";
+/// Digits of the digest.
+const DIGITS: usize = 64;
 /// Where the content starts, after the magic number and the digest.
-const START: usize = MAGIC.len() + 64;
+const START: usize = MAGIC.len() + DIGITS;
 const VERSION: u32 = 1;
 const MAX_HEADER_BYTES: usize = 1 << 22;
 /// No file larger than this is read into memory.
 const MAX_FILE_BYTES: u64 = 8 << 30;
+/// Bytes that are read at once.
+const CHUNK: usize = 1 << 16;
 
 #[derive(Serialize, Deserialize)]
 struct Header<T> {
     kind: String,
     version: u32,
+    #[serde(default)]
+    writer: String,
     words: u64,
     body: T,
 }
@@ -40,27 +51,39 @@ struct Header<T> {
 struct Head {
     kind: String,
     version: u32,
+    writer: Option<String>,
     words: u64,
+}
+
+/// Whether a file holds secrets: then only its owner may read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Secrecy {
+    Public,
+    Secret,
 }
 
 fn malformed(path: &Path, kind: &'static str, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::Malformed { path: path.to_owned(), kind, reason: reason.into() }
 }
 
+fn header_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Result<Vec<u8>> {
+    let writer = env!("CARGO_PKG_VERSION").to_owned();
+    let header = Header { kind: kind.to_owned(), version: VERSION, writer, words: words as u64, body };
+    serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))
+}
+
 /// Bytes of a file with this header and so many words.
 pub(crate) fn file_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Result<u64> {
-    let header = Header { kind: kind.to_owned(), version: VERSION, words: words as u64, body };
-    let header = serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))?;
-    Ok((START + 4 + header.len() + words * 8) as u64)
+    Ok((START + 4 + header_bytes(kind, body, words)?.len() + words * 8) as u64)
 }
 
 /// Writes a file, whole or not at all.
-pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], private: bool) -> Result<()> {
+pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], secrecy: Secrecy) -> Result<()> {
     let count: usize = words.iter().map(|w| w.len()).sum();
-    let header = Header { kind: kind.to_owned(), version: VERSION, words: count as u64, body };
-    let header = serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))?;
+    let header = header_bytes(kind, body, count)?;
     let length = u32::try_from(header.len()).map_err(|e| RuntimeError::Internal(e.to_string()))?;
-    let mut bytes = Vec::with_capacity(START + 4 + header.len() + count * 8);
+    // As large as it gets: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(START + 4 + header.len() + count * 8));
     bytes.extend_from_slice(MAGIC);
     bytes.resize(START, 0);
     bytes.extend_from_slice(&length.to_le_bytes());
@@ -70,45 +93,128 @@ pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[
     }
     let sum = digest(&bytes[START..]);
     bytes[MAGIC.len()..START].copy_from_slice(sum.as_bytes());
-    Ok(write_atomic(path, &bytes, private)?)
+    Ok(write_atomic(path, &bytes, secrecy == Secrecy::Secret)?)
 }
 
-/// Splits a file into its header and its words, and checks its digest.
-fn split(bytes: &[u8]) -> std::result::Result<(&[u8], &[u8]), &'static str> {
-    let truncated = "it is truncated: copy or generate it again";
-    let rest = bytes.strip_prefix(MAGIC).ok_or("it is no key or ciphertext of thex")?;
-    let (sum, content) = rest.split_at_checked(START - MAGIC.len()).ok_or(truncated)?;
-    if digest(content).as_bytes() != sum {
-        return Err("it is truncated or was altered: copy or generate it again");
-    }
-    let (length, rest) = content.split_first_chunk::<4>().ok_or(truncated)?;
-    let length = u32::from_le_bytes(*length) as usize;
-    if length > MAX_HEADER_BYTES {
-        return Err("its header is damaged");
-    }
-    rest.split_at_checked(length).ok_or(truncated)
+/// A file that is hashed as it is read.
+struct Stream {
+    file: File,
+    hash: Sha256,
 }
 
-/// Reads a file of this kind.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path, kind: &'static str) -> Result<(T, Vec<u64>)> {
-    let bytes = read_limited(path, MAX_FILE_BYTES)?;
-    let (header, payload) = split(&bytes).map_err(|reason| malformed(path, kind, reason))?;
-    let damaged = |e: serde_json::Error| malformed(path, kind, format!("its header is damaged ({e})"));
-    let head: Head = serde_json::from_slice(header).map_err(damaged)?;
+impl Stream {
+    fn fill(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.file.read_exact(bytes)?;
+        self.hash.update(bytes);
+        Ok(())
+    }
+
+    /// `count` words; the caller has checked that there are as many.
+    fn words(&mut self, count: usize) -> std::io::Result<Zeroizing<Vec<u64>>> {
+        let mut words = Zeroizing::new(Vec::with_capacity(count));
+        let mut chunk = Zeroizing::new(vec![0; CHUNK]);
+        while words.len() < count {
+            let bytes = (8 * (count - words.len())).min(CHUNK);
+            self.fill(&mut chunk[..bytes])?;
+            let (chunks, _) = chunk[..bytes].as_chunks::<8>();
+            words.extend(chunks.iter().map(|c| u64::from_le_bytes(*c)));
+        }
+        Ok(words)
+    }
+}
+
+/// Refuses a secret that others can read: it may have been read already, and the next copy will have the same mode.
+#[cfg(unix)]
+fn check_private(path: &Path, file: &File, kind: &'static str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let io = |source| RuntimeError::Io { action: "read", path: path.to_owned(), source };
+    let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "its mode is {mode:04o}, so others than its owner can read or change it: run `chmod 600 {}`, and if others may have read it, \
+         generate new keys",
+        path.display()
+    );
+    Err(malformed(path, kind, reason))
+}
+
+#[cfg(not(unix))]
+fn check_private(_path: &Path, _file: &File, _kind: &'static str) -> Result<()> {
+    Ok(())
+}
+
+/// The header of a file, after magic number and length; the stream is at the words.
+fn read_header(path: &Path, kind: &'static str, stream: &mut Stream, length: u64) -> Result<Vec<u8>> {
+    let truncated = || malformed(path, kind, "it is truncated: copy or generate it again");
+    let size = if length < (START + 4) as u64 { 0 } else { 4 };
+    let mut bytes = [0; 4];
+    stream.fill(&mut bytes[..size]).map_err(|_| truncated())?;
+    let header = u32::from_le_bytes(bytes) as usize;
+    if size == 0 || header as u64 > length - (START + 4) as u64 {
+        return Err(truncated());
+    }
+    if header > MAX_HEADER_BYTES {
+        return Err(malformed(path, kind, "its header is damaged: copy or generate it again"));
+    }
+    let mut bytes = vec![0; header];
+    stream.fill(&mut bytes).map_err(|_| truncated())?;
+    Ok(bytes)
+}
+
+/// Kind, version and length: what can be refused without knowing what the file is about.
+fn check_head(path: &Path, kind: &'static str, head: &Head, payload: u64) -> Result<()> {
     if head.kind != kind {
-        return Err(malformed(path, kind, format!("it is a {}", head.kind)));
+        return Err(malformed(path, kind, format!("it is a {}", head.kind.chars().take(32).collect::<String>())));
     }
     if head.version != VERSION {
-        let reason = format!("its format has version {}; this program reads version {VERSION}", head.version);
+        let again = "generate or encrypt it again";
+        let reason = other_version(head.version, VERSION, head.writer.as_deref(), again);
         return Err(malformed(path, kind, reason));
     }
-    if head.words.checked_mul(8) != Some(payload.len() as u64) {
+    if head.words.checked_mul(8) != Some(payload) {
         let reason = "it is truncated, or has something appended: copy or generate it again";
         return Err(malformed(path, kind, reason));
     }
-    let full: Header<T> = serde_json::from_slice(header).map_err(damaged)?;
-    let (chunks, _) = payload.as_chunks::<8>();
-    Ok((full.body, chunks.iter().map(|c| u64::from_le_bytes(*c)).collect()))
+    Ok(())
+}
+
+/// Reads a file of this kind. `expected` checks the header's body and says how many words there must be; before that no more
+/// than the header is in memory.
+pub(crate) fn read<T: DeserializeOwned>(
+    path: &Path,
+    kind: &'static str,
+    secrecy: Secrecy,
+    expected: impl FnOnce(&T) -> Result<usize>,
+) -> Result<(T, Zeroizing<Vec<u64>>)> {
+    let (mut file, length) = open_limited(path, MAX_FILE_BYTES)?;
+    let mut start = [0; START];
+    let start = &mut start[..START.min(usize::try_from(length).unwrap_or(START))];
+    file.read_exact(start).map_err(|source| RuntimeError::Io { action: "read", path: path.to_owned(), source })?;
+    if !start.starts_with(MAGIC) {
+        return Err(malformed(path, kind, "it is no key or ciphertext of thex"));
+    }
+    if secrecy == Secrecy::Secret {
+        check_private(path, &file, kind)?;
+    }
+    let mut stream = Stream { file, hash: Sha256::new() };
+    let header = read_header(path, kind, &mut stream, length)?;
+    let damaged = |e: serde_json::Error| malformed(path, kind, format!("its header is damaged ({e})"));
+    let head: Head = serde_json::from_slice(&header).map_err(damaged)?;
+    check_head(path, kind, &head, length - (START + 4 + header.len()) as u64)?;
+    let full: Header<T> = serde_json::from_slice(&header).map_err(damaged)?;
+    let count = expected(&full.body)?;
+    if count as u64 != head.words {
+        return Err(wrong_size(path, kind, count, head.words));
+    }
+    let words =
+        stream.words(count).map_err(|source| RuntimeError::Io { action: "read", path: path.to_owned(), source })?;
+    let sum: String = stream.hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    if sum.as_bytes() != &start[MAGIC.len()..] {
+        return Err(malformed(path, kind, "it was altered (its digest is another): copy or generate it again"));
+    }
+    Ok((full.body, words))
 }
 
 /// Refuses early what could not be written late: the folder must exist and take files.
@@ -129,7 +235,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
 }
 
 /// The error of a file that has the right kind but not the dimensions of its parameters.
-pub(crate) fn wrong_size(path: &Path, kind: &'static str, expected: usize, found: usize) -> RuntimeError {
+pub(crate) fn wrong_size(path: &Path, kind: &'static str, expected: usize, found: u64) -> RuntimeError {
     malformed(path, kind, format!("it has {found} words where its parameters want {expected}: generate it again"))
 }
 

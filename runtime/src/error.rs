@@ -1,6 +1,6 @@
 //! Errors of the runtime, sorted by who can mend them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thex_circuit::CircuitError;
 
@@ -33,6 +33,9 @@ pub enum RuntimeError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// A result has not enough precision to be made safe to share.
+    #[error("this result cannot be made safe to share: {0}")]
+    NotShareable(String),
     /// The operating system refused.
     #[error("cannot {action} `{path}`: {source}")]
     Io {
@@ -46,9 +49,50 @@ pub enum RuntimeError {
     /// A GPU was asked for, and cannot be used.
     #[error("{0}")]
     Device(String),
+    /// The run does not fit into memory.
+    #[error(
+        "the run needs about {} MB of memory, more than {}: {advice}",
+        needed.div_ceil(1_000_000), limit_of(*limit, *given)
+    )]
+    Memory {
+        /// Predicted peak, in bytes.
+        needed: u64,
+        /// What there is, in bytes.
+        limit: u64,
+        /// Whether the user said so.
+        given: bool,
+        /// What takes it, and what to do.
+        advice: String,
+    },
+    /// A run was asked to stop.
+    #[error("stopped on request after {done} of {total} PBS; {}", going_on(checkpoint.as_deref()))]
+    Stopped {
+        /// Blind rotations done.
+        done: u64,
+        /// Of so many.
+        total: u64,
+        /// Where it goes on from.
+        checkpoint: Option<PathBuf>,
+    },
     /// A bug of this program.
     #[error("internal error (a bug of thex, not of your model or data): {0}")]
     Internal(String),
+}
+
+fn limit_of(limit: u64, given: bool) -> String {
+    let megabytes = limit / 1_000_000;
+    if given {
+        format!("the {megabytes} MB that --memory allows")
+    } else {
+        format!("the {megabytes} MB of this machine")
+    }
+}
+
+fn going_on(checkpoint: Option<&Path>) -> String {
+    checkpoint.map_or_else(
+        || "there is no checkpoint to go on from".to_owned(),
+        |folder| format!("the same command goes on from the checkpoint in `{}`", folder.display()),
+    )
 }
 
 /// Kinds of failure; each has its own exit status.
@@ -58,6 +102,10 @@ pub enum ErrorKind {
     InvalidInput,
     /// What is asked for cannot be done.
     Unsupported,
+    /// It needs more than there is.
+    Infeasible,
+    /// It was stopped, and can go on.
+    Stopped,
     /// A bug.
     Internal,
 }
@@ -69,6 +117,8 @@ impl ErrorKind {
         match self {
             Self::InvalidInput => 3,
             Self::Unsupported => 4,
+            Self::Infeasible => 5,
+            Self::Stopped => 75,
             Self::Internal => 70,
         }
     }
@@ -79,8 +129,12 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Circuit(CircuitError::Parameters(_)) | Self::Device(_) => ErrorKind::Unsupported,
+            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) | Self::Device(_) => {
+                ErrorKind::Unsupported
+            }
             Self::Internal(_) => ErrorKind::Internal,
+            Self::Memory { .. } => ErrorKind::Infeasible,
+            Self::Stopped { .. } => ErrorKind::Stopped,
             Self::Circuit(_) | Self::Input(_) | Self::Mismatch { .. } | Self::Malformed { .. } | Self::Io { .. } => {
                 ErrorKind::InvalidInput
             }
@@ -99,7 +153,10 @@ impl RuntimeError {
             Self::Mismatch { .. } => "TX0003",
             Self::Input(_) => "TX0010",
             Self::Device(_) => "TX0110",
+            Self::Memory { .. } => "TX0202",
+            Self::NotShareable(_) => "TX0104",
             Self::Internal(_) => "TX0303",
+            Self::Stopped { .. } => "TX0401",
         }
     }
 }

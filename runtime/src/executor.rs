@@ -1,11 +1,12 @@
 //! Runs a circuit on ciphertexts. Needs no secret key, and prints nothing.
 //!
 //! Instructions run one after another; inside one, all threads of the current rayon pool work. Each block of
-//! ciphertexts lives from the instruction that writes it to the last one that reads it.
+//! ciphertexts lives from the instruction that writes it to the last one that reads it. What goes around the instructions of a
+//! run, stopping and resuming, is [`Run`].
 
 use rayon::prelude::*;
 use tfhe::core_crypto::prelude::Fft;
-use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pack, Pbs};
+use thex_circuit::instruction::{Linear, LutProduct, Pbs};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
@@ -14,6 +15,9 @@ use crate::kernels::rotate::{Degrees, Multipliers, Rotator, fill_table};
 use crate::kernels::switch;
 use crate::keys::ExpandedServerKey;
 use crate::progress::Progress;
+use crate::run::{Run, RunOptions};
+pub use crate::state::Liveness;
+use crate::state::{Memory, Space, State};
 
 /// One ciphertext, as a slice of words.
 pub type Ciphertext<'a> = &'a [u64];
@@ -163,142 +167,11 @@ impl Backend for CpuBackend {
     }
 }
 
-/// One of the three memories: blocks of ciphertexts of `width` words, written once, freed after their last use.
-struct Memory {
-    width: usize,
-    starts: Vec<u32>,
-    blocks: Vec<Vec<u64>>,
-}
-
-impl Memory {
-    fn new(width: usize) -> Self {
-        Self { width, starts: Vec::new(), blocks: Vec::new() }
-    }
-
-    fn push(&mut self, block: &Block, words: Vec<u64>) {
-        self.starts.push(block.start);
-        self.blocks.push(words);
-    }
-
-    fn get(&self, address: u32) -> Result<Ciphertext<'_>> {
-        let block = block_of(&self.starts, address);
-        let offset = (address - self.starts[block]) as usize * self.width;
-        self.blocks[block]
-            .get(offset..offset + self.width)
-            .ok_or_else(|| RuntimeError::Internal(format!("ciphertext {address} is read after it was freed")))
-    }
-
-    fn gather(&self, addresses: &[u32]) -> Result<Vec<Ciphertext<'_>>> {
-        addresses.iter().map(|&a| self.get(a)).collect()
-    }
-
-    fn gather_present(&self, addresses: &[u32]) -> Result<Vec<Option<Ciphertext<'_>>>> {
-        addresses.iter().map(|&a| if a == ABSENT { Ok(None) } else { self.get(a).map(Some) }).collect()
-    }
-}
-
-/// Index of the block that holds an address; `starts` ascend from 0.
-pub(crate) fn block_of(starts: &[u32], address: u32) -> usize {
-    starts.partition_point(|&start| start <= address).saturating_sub(1)
-}
-
-/// Which memory a block belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Space {
-    Lwe,
-    Small,
-    Glwe,
-}
-
-/// When each block may be freed.
-pub struct Liveness {
-    /// Blocks whose last reader is instruction i.
-    dying: Vec<Vec<(Space, usize)>>,
-}
-
-pub(crate) fn destination(instruction: &Instruction) -> (Space, &Block) {
-    match instruction {
-        Instruction::Linear(x) => (Space::Lwe, &x.dst),
-        Instruction::Pbs(x) => (Space::Lwe, &x.dst),
-        Instruction::LutProduct(x) => (Space::Lwe, &x.dst),
-        Instruction::Keyswitch(x) => (Space::Small, &x.dst),
-        Instruction::Pack(x) => (Space::Glwe, &x.dst),
-    }
-}
-
-fn sources(instruction: &Instruction) -> Vec<(Space, &[u32])> {
-    match instruction {
-        Instruction::Linear(x) => vec![(Space::Lwe, &x.gather)],
-        Instruction::Keyswitch(x) => vec![(Space::Lwe, &x.gather)],
-        Instruction::Pack(x) => vec![(Space::Lwe, &x.gather)],
-        Instruction::Pbs(x) => vec![(Space::Small, &x.argument)],
-        Instruction::LutProduct(x) => vec![(Space::Small, &x.argument), (Space::Glwe, &x.accumulator)],
-    }
-}
-
-impl Liveness {
-    /// Blocks whose last reader is an instruction.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn dying(&self, instruction: usize) -> &[(Space, usize)] {
-        &self.dying[instruction]
-    }
-
-    fn new(circuit: &Circuit) -> Self {
-        // For each memory: start of each block, and the instruction after which it dies.
-        let mut starts: [Vec<u32>; 3] = Default::default();
-        let mut last: [Vec<usize>; 3] = Default::default();
-        for (_, block) in &circuit.inputs {
-            starts[0].push(block.start);
-            last[0].push(0);
-        }
-        for (i, instruction) in circuit.instructions.iter().enumerate() {
-            for (space, addresses) in sources(instruction) {
-                let space = space as usize;
-                for &address in addresses.iter().filter(|&&a| a != ABSENT) {
-                    last[space][block_of(&starts[space], address)] = i;
-                }
-            }
-            let (space, block) = destination(instruction);
-            starts[space as usize].push(block.start);
-            last[space as usize].push(i);
-        }
-        for &address in circuit.outputs.iter().flat_map(|(_, addresses)| addresses) {
-            last[0][block_of(&starts[0], address)] = usize::MAX;
-        }
-        let mut dying = vec![Vec::new(); circuit.instructions.len()];
-        for (space, last) in [Space::Lwe, Space::Small, Space::Glwe].into_iter().zip(&last) {
-            for (block, &instruction) in last.iter().enumerate() {
-                if let Some(dying) = dying.get_mut(instruction) {
-                    dying.push((space, block));
-                }
-            }
-        }
-        Self { dying }
-    }
-}
-
 /// Runs one circuit under one key, as often as wanted.
 pub struct Executor<'a, B: ?Sized> {
     circuit: &'a Circuit,
     backend: &'a B,
     liveness: Liveness,
-}
-
-/// The three memories of one run.
-struct State {
-    lwe: Memory,
-    small: Memory,
-    glwe: Memory,
-}
-
-impl State {
-    fn memory(&mut self, space: Space) -> &mut Memory {
-        match space {
-            Space::Lwe => &mut self.lwe,
-            Space::Small => &mut self.small,
-            Space::Glwe => &mut self.glwe,
-        }
-    }
 }
 
 impl<'a, B: Backend + ?Sized> Executor<'a, B> {
@@ -319,99 +192,54 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
     }
 
     /// Runs the circuit on the inputs' LWEs (in the order of `circuit.inputs`, k·N + 1 words each); returns the
-    /// LWEs of the outputs in the order of `circuit.outputs`.
+    /// LWEs of the outputs in the order of `circuit.outputs`. A [`Run`] can be stopped, watched and resumed besides.
     ///
     /// # Errors
     /// There are not as many inputs as the circuit takes, or the backend failed.
     pub fn run(&self, inputs: &[u64], progress: &dyn Progress) -> Result<Vec<u64>> {
-        self.check_inputs(inputs)?;
-        if let Some(outputs) = self.backend.run_resident(self.circuit, &self.liveness, inputs, progress)? {
-            return Ok(outputs);
+        let mut run = Run::new(self, inputs, RunOptions::new(progress))?;
+        match self.backend.run_resident(self.circuit, &self.liveness, inputs, progress)? {
+            Some(outputs) => Ok(outputs),
+            None => run.complete(),
         }
-        let mut state = self.load(inputs);
-        let total = self.circuit.pbs_count();
-        for (i, instruction) in self.circuit.instructions.iter().enumerate() {
-            let name = self.circuit.provenance.get(i).map_or("", |p| p.name.as_str());
-            progress.step(name, total);
-            let words = self.step(instruction, &state, &|count| progress.advance(count))?;
-            let (space, block) = destination(instruction);
-            state.memory(space).push(block, words);
-            for &(space, block) in &self.liveness.dying[i] {
-                state.memory(space).blocks[block] = Vec::new();
+    }
+
+    /// The circuit.
+    #[must_use]
+    pub fn circuit(&self) -> &'a Circuit {
+        self.circuit
+    }
+
+    pub(crate) fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// Runs one instruction, or a part of one, into the words of its ciphertexts.
+    pub(crate) fn step(&self, x: &Instruction, state: &State, out: &mut [u64], done: Done<'_>) -> Result<()> {
+        let (lwe, small) = (state.memory(Space::Lwe), state.memory(Space::Small));
+        match x {
+            Instruction::Linear(x) => self.backend.linear(x, &lwe.gather_present(&x.gather)?, out),
+            Instruction::Keyswitch(x) => self.backend.keyswitch(&lwe.gather(&x.gather)?, out),
+            Instruction::Pbs(x) => self.pbs(x, small, out, done),
+            Instruction::Pack(x) => {
+                let inputs = lwe.gather_present(&x.gather)?;
+                self.backend.pack(&inputs, x.slots as usize, x.stride as usize, out)
             }
+            Instruction::LutProduct(x) => self.lut_product(x, state, out, done),
         }
-        let mut outputs = Vec::new();
-        for &address in self.circuit.outputs.iter().flat_map(|(_, addresses)| addresses) {
-            outputs.extend_from_slice(state.lwe.get(address)?);
-        }
-        Ok(outputs)
     }
 
-    fn check_inputs(&self, inputs: &[u64]) -> Result<()> {
-        let p = &self.circuit.parameters;
-        let elements: usize = self.circuit.inputs.iter().map(|(_, b)| b.len as usize).sum();
-        if inputs.len() != elements * p.big_lwe_size() {
-            let found = inputs.len() / p.big_lwe_size();
-            let reason = format!("the circuit takes {elements} ciphertexts, and the input has {found}");
-            return Err(RuntimeError::Input(reason));
-        }
-        Ok(())
-    }
-
-    fn load(&self, inputs: &[u64]) -> State {
-        let p = &self.circuit.parameters;
-        let mut state = State {
-            lwe: Memory::new(p.big_lwe_size()),
-            small: Memory::new(p.lwe_dimension.to_lwe_size().0),
-            glwe: Memory::new(p.glwe_words()),
-        };
-        for (_, block) in &self.circuit.inputs {
-            let width = p.big_lwe_size();
-            let range = block.start as usize * width..block.end() as usize * width;
-            state.lwe.push(block, inputs[range].to_vec());
-        }
-        state
-    }
-
-    fn step(&self, instruction: &Instruction, state: &State, done: Done<'_>) -> Result<Vec<u64>> {
-        let p = &self.circuit.parameters;
-        let (space, block) = destination(instruction);
-        let width = match space {
-            Space::Lwe => p.big_lwe_size(),
-            Space::Small => p.lwe_dimension.to_lwe_size().0,
-            Space::Glwe => p.glwe_words(),
-        };
-        let mut out = vec![0; block.len as usize * width];
-        match instruction {
-            Instruction::Linear(x) => self.backend.linear(x, &state.lwe.gather_present(&x.gather)?, &mut out)?,
-            Instruction::Keyswitch(x) => self.keyswitch(x, state, &mut out)?,
-            Instruction::Pbs(x) => self.pbs(x, state, &mut out, done)?,
-            Instruction::Pack(x) => self.pack(x, state, &mut out)?,
-            Instruction::LutProduct(x) => self.lut_product(x, state, &mut out, done)?,
-        }
-        Ok(out)
-    }
-
-    fn keyswitch(&self, x: &Keyswitch, state: &State, out: &mut [u64]) -> Result<()> {
-        self.backend.keyswitch(&state.lwe.gather(&x.gather)?, out)
-    }
-
-    fn pbs(&self, x: &Pbs, state: &State, out: &mut [u64], done: Done<'_>) -> Result<()> {
+    fn pbs(&self, x: &Pbs, small: &Memory, out: &mut [u64], done: Done<'_>) -> Result<()> {
         let size = self.circuit.parameters.polynomial_size.0;
         let tables: Vec<&[i32]> =
             x.table_of.par_iter().map(|&t| &x.tables[t as usize * size..(t as usize + 1) * size]).collect();
-        self.backend.pbs(&state.small.gather(&x.argument)?, &tables, out, done)
-    }
-
-    fn pack(&self, x: &Pack, state: &State, out: &mut [u64]) -> Result<()> {
-        let inputs = state.lwe.gather_present(&x.gather)?;
-        self.backend.pack(&inputs, x.slots as usize, x.stride as usize, out)
+        self.backend.pbs(&small.gather(&x.argument)?, &tables, out, done)
     }
 
     fn lut_product(&self, x: &LutProduct, state: &State, out: &mut [u64], done: Done<'_>) -> Result<()> {
         let products = Products {
-            arguments: state.small.gather(&x.argument)?,
-            accumulators: state.glwe.gather(&x.accumulator)?,
+            arguments: state.memory(Space::Small).gather(&x.argument)?,
+            accumulators: state.memory(Space::Glwe).gather(&x.accumulator)?,
             instruction: x,
         };
         self.backend.lut_product(&products, out, done)

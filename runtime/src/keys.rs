@@ -14,8 +14,10 @@ use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
 use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::{ClientBundle, Parameters};
+use zeroize::Zeroize;
 
-use crate::container::{contradiction, file_bytes, read, write, wrong_size};
+use crate::checkpoint::digest_words;
+use crate::container::{Secrecy, contradiction, file_bytes, read, write};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
 
@@ -34,11 +36,27 @@ pub struct KeyInfo {
 }
 
 /// The secret keys. Whoever has them reads every ciphertext.
+///
+/// They are in no `Debug` output, never cloned, and wiped from memory when dropped. (tfhe wipes its own key types under none of its
+/// features; what its key generation and encryption leave on the stack is out of reach.)
 pub struct ClientKey {
     /// Identity and parameters.
     pub info: KeyInfo,
     small: LweSecretKeyOwned<u64>,
     glwe: GlweSecretKeyOwned<u64>,
+}
+
+impl Drop for ClientKey {
+    fn drop(&mut self) {
+        self.small.as_mut().zeroize();
+        self.glwe.as_mut().zeroize();
+    }
+}
+
+impl std::fmt::Debug for ClientKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientKey").field("info", &self.info).field("secrets", &"not shown").finish()
+    }
 }
 
 /// The evaluation keys, seeded: what a server needs, and nothing that decrypts.
@@ -171,37 +189,38 @@ impl ClientKey {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        write(path, CLIENT_KEY, &self.info, &[self.small.as_ref(), self.glwe.as_ref()], true)
+        write(path, CLIENT_KEY, &self.info, &[self.small.as_ref(), self.glwe.as_ref()], Secrecy::Secret)
     }
 
     /// Reads a key.
     ///
     /// # Errors
-    /// The file is missing, truncated, altered, or no client key.
+    /// The file is missing, truncated, altered, or no client key; others than its owner can read it; its parameters are refused.
     pub fn load(path: &Path) -> Result<Self> {
-        let (info, words): (KeyInfo, _) = read(path, CLIENT_KEY)?;
+        let (info, words) = read(path, CLIENT_KEY, Secrecy::Secret, |info: &KeyInfo| {
+            info.parameters.check()?;
+            Ok(info.parameters.lwe_dimension.0 + info.parameters.big_lwe_dimension().0)
+        })?;
         let p = info.parameters;
-        p.check()?;
-        let (n, big) = (p.lwe_dimension.0, p.big_lwe_dimension().0);
-        if words.len() != n + big {
-            return Err(wrong_size(path, CLIENT_KEY, n + big, words.len()));
-        }
-        if words.iter().any(|&w| w > 1) {
-            return Err(contradiction(path, CLIENT_KEY, "its secrets are not binary: generate it again"));
+        let (small, glwe) = words.split_at(p.lwe_dimension.0);
+        if !uniform_binary(small) || !uniform_binary(glwe) {
+            return Err(contradiction(path, CLIENT_KEY, "its secrets are not uniform bits: generate it again"));
         }
         Ok(Self {
             info,
-            small: LweSecretKey::from_container(words[..n].to_vec()),
-            glwe: GlweSecretKey::from_container(words[n..].to_vec(), p.polynomial_size),
+            small: LweSecretKey::from_container(small.to_vec()),
+            glwe: GlweSecretKey::from_container(glwe.to_vec(), p.polynomial_size),
         })
     }
 }
 
-/// Words of the three parts of a seeded server key.
-fn seeded_words(p: &Parameters) -> [usize; 3] {
-    let big = p.big_lwe_dimension().0;
-    let (size, glwe) = (p.polynomial_size.0, p.glwe_dimension.0 + 1);
-    [big * p.keyswitch.level.0, p.lwe_dimension.0 * p.bootstrap.level.0 * glwe * size, big * p.packing.level.0 * size]
+/// Whether these can be uniform bits: 0 and 1 only, and about as many of each (within 10 standard deviations, √n/2 each). A sparse
+/// secret would void the security level, and every other check would pass.
+fn uniform_binary(secret: &[u64]) -> bool {
+    let ones = secret.iter().filter(|&&w| w == 1).count();
+    let binary = secret.iter().all(|&w| w <= 1);
+    let half = secret.len() as f64 / 2.0;
+    binary && (ones as f64 - half).abs() <= 10.0 * (half / 2.0).sqrt()
 }
 
 /// Exact size of the `server.key` that these parameters give, without generating one.
@@ -212,14 +231,46 @@ pub fn server_key_bytes(parameters: &Parameters) -> Result<u64> {
     let seed = seed_to_hex(Seed(0));
     let info = KeyInfo { id: seed.clone(), circuit: "0".repeat(64), parameters: *parameters };
     let seeds = Seeds { keyswitch: seed.clone(), bootstrap: seed.clone(), packing: seed };
-    let words = seeded_words(parameters).iter().sum();
+    let words = parameters.key_words().iter().sum();
     file_bytes(SERVER_KEY, &ServerBody { info, seeds }, words)
+}
+
+/// Bytes of a server key in memory.
+pub(crate) struct KeyMemory {
+    /// At the peak of loading and expanding.
+    pub(crate) loading: u64,
+    /// Expanded.
+    pub(crate) expanded: u64,
+}
+
+/// What loading a key of these parameters takes: [`ServerKey::load`] and [`ServerKey::expand`], step by step.
+pub(crate) fn key_memory(p: &Parameters) -> KeyMemory {
+    let [ksk, bsk, pksk] = p.key_words().map(|words| words as u64 * 8);
+    let file = ksk + bsk + pksk;
+    let big = p.big_lwe_dimension().0;
+    let keyswitch = TiledMatrix::bytes(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0);
+    let packing = TiledMatrix::bytes(big * p.packing.level.0, p.glwe_words());
+    let bootstrap = bsk * (p.glwe_dimension.0 + 1) as u64;
+    let steps = [
+        // The words, read from the file one by one.
+        file,
+        // The words are split: the part in front keeps its room until it is expanded.
+        file + bsk + pksk + keyswitch,
+        bsk + pksk + 2 * keyswitch,
+        // Standard and tiled form of the packing key.
+        keyswitch + bsk + pksk + packing,
+        keyswitch + bsk + 2 * packing,
+        // Standard and Fourier form of the bootstrap key.
+        keyswitch + packing + bsk + bootstrap,
+        keyswitch + packing + 2 * bootstrap,
+    ];
+    KeyMemory { loading: steps.into_iter().max().unwrap_or(0), expanded: keyswitch + packing + bootstrap }
 }
 
 impl ServerKey {
     fn new(client: &ClientKey, seeder: &mut dyn Seeder) -> Self {
         let p = client.info.parameters;
-        let [ksk, bsk, pksk] = seeded_words(&p);
+        let [ksk, bsk, pksk] = p.key_words();
         let mut seed = || seeder.seed();
         let (a, b, c) = (seed(), seed(), seed());
         let seeds = Seeds { keyswitch: seed_to_hex(a), bootstrap: seed_to_hex(b), packing: seed_to_hex(c) };
@@ -251,7 +302,7 @@ impl ServerKey {
     pub fn save(&self, path: &Path) -> Result<()> {
         let body = ServerBody { info: self.info.clone(), seeds: self.seeds.clone() };
         let words = [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()];
-        write(path, SERVER_KEY, &body, &words, false)
+        write(path, SERVER_KEY, &body, &words, Secrecy::Public)
     }
 
     /// Reads a key; its dimensions are those of its parameters, or it is refused.
@@ -259,16 +310,16 @@ impl ServerKey {
     /// # Errors
     /// The file is missing, truncated, altered, or no server key.
     pub fn load(path: &Path) -> Result<Self> {
-        let (body, mut words): (ServerBody, Vec<u64>) = read(path, SERVER_KEY)?;
-        let p = body.info.parameters;
-        p.check()?;
-        let [ksk, bsk, pksk] = seeded_words(&p);
-        if words.len() != ksk + bsk + pksk {
-            return Err(wrong_size(path, SERVER_KEY, ksk + bsk + pksk, words.len()));
-        }
         let seed =
             |hex: &str| seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"));
+        let (body, mut loaded) = read(path, SERVER_KEY, Secrecy::Public, |body: &ServerBody| {
+            body.info.parameters.check()?;
+            Ok(body.info.parameters.key_words().iter().sum())
+        })?;
+        let p = body.info.parameters;
+        let [ksk, bsk, _] = p.key_words();
         let (a, b, c) = (seed(&body.seeds.keyswitch)?, seed(&body.seeds.bootstrap)?, seed(&body.seeds.packing)?);
+        let mut words = std::mem::take(&mut *loaded);
         let packing = words.split_off(ksk + bsk);
         let bootstrap = words.split_off(ksk);
         Ok(Self {
@@ -291,6 +342,13 @@ impl ServerKey {
         }
     }
 
+    /// Digest of seeds and bodies, for the identity of a run.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
+        digest_words(seeds.as_bytes(), [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()])
+    }
+
     /// The key with its masks, in standard (not Fourier) form, as tfhe's own functions take it.
     #[cfg(test)]
     pub(crate) fn standard(&self) -> (LweKeyswitchKeyOwned<u64>, LwePackingKeyswitchKeyOwned<u64>) {
@@ -298,6 +356,12 @@ impl ServerKey {
             self.keyswitch.clone().par_decompress_into_lwe_keyswitch_key(),
             self.packing.clone().decompress_into_lwe_packing_keyswitch_key(),
         )
+    }
+
+    /// The bootstrap key with its masks, in standard form.
+    #[cfg(test)]
+    pub(crate) fn standard_bootstrap(&self) -> LweBootstrapKeyOwned<u64> {
+        self.bootstrap.clone().par_decompress_into_lwe_bootstrap_key()
     }
 
     /// Expands the key for the kernels.

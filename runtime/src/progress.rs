@@ -8,6 +8,19 @@ pub trait Progress: Sync {
     fn step(&self, name: &str, total: u64);
     /// `count` more blind rotations are done.
     fn advance(&self, count: u64);
+    /// A checkpoint was found. Called once, before the first step.
+    fn resumed(&self, _resumed: &Resumed) {}
+    /// What was done so far is on disk: so many blind rotations, and so many bytes written for this checkpoint.
+    fn kept(&self, _done: u64, _bytes: u64) {}
+}
+
+/// What a run starts from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// Blind rotations that need not be done again; 0 where no checkpoint could be used.
+    pub done: u64,
+    /// Why newer checkpoints were set aside, a sentence each.
+    pub damaged: Vec<String>,
 }
 
 /// Listens to nothing.

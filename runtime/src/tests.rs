@@ -11,8 +11,11 @@ use thex_circuit::{ClientBundle, NoiseModel, Parameters};
 use crate::executor::Products;
 use crate::{Backend, ClientKey, CpuBackend, client, keys};
 
+mod noise;
+
 pub(crate) struct Shared {
     pub(crate) client: ClientKey,
+    bsk: LweBootstrapKeyOwned<u64>,
     ksk: LweKeyswitchKeyOwned<u64>,
     pksk: LwePackingKeyswitchKeyOwned<u64>,
     pub(crate) backend: CpuBackend,
@@ -36,10 +39,11 @@ pub(crate) static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let (client, server) = keys::generate(&bundle(), Some(1)).unwrap();
     println!("keygen {:?}", start.elapsed());
     let (ksk, pksk) = server.standard();
+    let bsk = server.standard_bootstrap();
     let start = std::time::Instant::now();
     let backend = CpuBackend::new(server.expand());
     println!("expand {:?}", start.elapsed());
-    Shared { client, ksk, pksk, backend }
+    Shared { client, bsk, ksk, pksk, backend }
 });
 
 const TURN: f64 = 18_446_744_073_709_551_616.0;
@@ -129,6 +133,7 @@ fn keyswitch_noise_is_modelled() {
         })
         .collect();
     let ratio = deviation(&errors) / NoiseModel::new(&Parameters::standard()).keyswitch.sqrt();
+    println!("keyswitch noise / model {ratio:.3}");
     // The noise of the key itself is the same for all samples of one key: a fifth of margin.
     assert!((0.8..1.2).contains(&ratio), "{ratio}");
 }
@@ -175,6 +180,7 @@ fn packing_noise_is_modelled() {
     let errors: Vec<f64> =
         plain.as_ref().iter().enumerate().filter(|(i, _)| i % 1024 != 0).map(|(_, &x)| turns(x)).collect();
     let ratio = deviation(&errors) / (2.0 * NoiseModel::new(&p).packing).sqrt();
+    println!("packing noise / model {ratio:.3}");
     assert!((0.8..1.2).contains(&ratio), "{ratio}");
     assert!((turns(plain.as_ref()[0]) - 0.1).abs() < 1e-7);
     assert!((turns(plain.as_ref()[1024]) + 0.2).abs() < 1e-7);
@@ -212,7 +218,7 @@ fn other_half_of_the_torus_is_negated_and_output_noise_is_modelled() {
 #[test]
 fn lut_product_multiplies_each_slot() {
     let p = Parameters::standard();
-    let (slots, stride, count) = (8_usize, 256_usize, 64);
+    let (slots, stride, count) = (8_usize, 256_usize, 128);
     let values: Vec<f64> = (0..slots).map(|j| (j as f64 - 3.5) / 4096.0).collect();
     // Packed again and again, from fresh ciphertexts: one pack is one draw of the packing noise, however often it is rotated.
     let packed: Vec<Vec<u64>> = (0..count / 4)
@@ -403,32 +409,55 @@ pub(crate) mod circuits {
         let (clear, _) = simulate(&circuit, NoiseModel::silent(), 0);
         let counter = Counter::default();
         let (mut encrypted, mut simulated) = ([0.0; 3], [0.0; 3]);
-        let runs = 8;
+        // 32 products each: 1024 samples.
+        let runs = 32;
         for run in 0..runs {
             let lwes = encrypt(&inputs()).concat();
             let outputs = client::phases(&SHARED.client, &executor.run(&lwes, &counter).unwrap());
             for (sum, e) in encrypted.iter_mut().zip(errors(&outputs, &clear)) {
                 *sum += e * e / f64::from(runs);
             }
-            for seed in 0..16 {
+            for seed in 0..4 {
                 let (outputs, simulation) =
-                    simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 16 + seed) as u64);
+                    simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 4 + seed) as u64);
                 assert_eq!(simulation.overflow_total(), 0);
                 for (sum, e) in simulated.iter_mut().zip(errors(&outputs, &clear)) {
-                    *sum += e * e / f64::from(runs * 16);
+                    *sum += e * e / f64::from(runs * 4);
                 }
             }
         }
-        assert_eq!(counter.done(), 8 * circuit.pbs_count());
+        assert_eq!(counter.done(), 32 * circuit.pbs_count());
         for (what, (e, s)) in ["sums", "looked up", "products"].iter().zip(encrypted.iter().zip(&simulated)) {
             let ratio = (e / s).sqrt();
             println!("{what}: encrypted sd {:.3e}, ratio to simulated {ratio:.3}", e.sqrt());
-            // Few and correlated samples; a wrong sign, slot or entry would be a factor of five.
-            assert!((0.5..2.0).contains(&ratio), "{what} {ratio}");
+            // Correlated samples; a wrong sign, slot or entry would be a factor of five.
+            assert!((0.7..1.4).contains(&ratio), "{what} {ratio}");
         }
         // The values are far larger than the errors: signs and slots are right.
         let spread = deviation(&clear[12..].iter().map(|&x| turns(x)).collect::<Vec<_>>());
         assert!(spread > 4.0 * encrypted[2].sqrt(), "{spread}");
+    }
+
+    #[test]
+    fn ciphertexts_that_encrypt_nothing_do_not_stop_the_executor() {
+        let circuit = all_five();
+        let executor = Executor::new(&circuit, &SHARED.backend).unwrap();
+        let size = circuit.parameters.big_lwe_size();
+        let mut state = 1_u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state
+        };
+        let hostile = [
+            vec![0; 12 * size],
+            vec![u64::MAX; 12 * size],
+            vec![1 << 63; 12 * size],
+            (0..12 * size).map(|_| random()).collect(),
+        ];
+        for lwes in hostile {
+            let outputs = executor.run(&lwes, &Counter::default()).unwrap();
+            assert_eq!(outputs.len(), 44 * size);
+        }
     }
 
     #[test]

@@ -98,14 +98,8 @@ fn encrypt(work: &Work, bundle: &str, sample: usize, output: &str) -> thex_runti
 }
 
 fn run(work: &Work, input: &str, key: &str, output: &str) -> thex_runtime::Result<()> {
-    commands::run(&RunArgs {
-        circuit: work.path("m.circuit"),
-        key: work.path(key),
-        input: work.path(input),
-        output: work.path(output),
-        threads: 0,
-        backend: Device::Cpu,
-    })
+    let (circuit, key) = (work.path("m.circuit"), work.path(key));
+    commands::run(&RunArgs::new(circuit, key, work.path(input), work.path(output)))
 }
 
 fn decrypt(work: &Work, bundle: &str, input: &str) -> thex_runtime::Result<()> {
@@ -115,6 +109,8 @@ fn decrypt(work: &Work, bundle: &str, input: &str) -> thex_runtime::Result<()> {
         input: work.path(input),
         json: true,
         raw: false,
+        share: None,
+        shared_results: 1,
     })
 }
 
@@ -187,8 +183,36 @@ fn an_output_that_cannot_be_written_is_found_first() {
     assert!(run(work, "absent.ct", "keys/server.key", "keys").unwrap_err().to_string().contains("folder"));
 }
 
+/// Writes a file that only its owner can read.
+fn put(path: &Path, bytes: &[u8]) {
+    std::fs::write(path, bytes).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+/// Puts the right digest into a changed file, as an attacker would.
+fn reseal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let sum = thex_circuit::file::digest(&bytes[72..]);
+    bytes[8..72].copy_from_slice(sum.as_bytes());
+    bytes
+}
+
+/// A copy of a file with the first `from` replaced and the right digest. Lengths in the header are kept right.
+fn edited(path: &Path, from: &str, to: &str) -> Vec<u8> {
+    let bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).expect("the text to edit");
+    let mut edited = [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat();
+    let length = u32::from_le_bytes(edited[72..76].try_into().unwrap()) as usize + to.len() - from.len();
+    edited[72..76].copy_from_slice(&(length as u32).to_le_bytes());
+    reseal(edited)
+}
+
 /// Damages a file in many ways; `load` must give an error for each.
 fn damage(path: &Path, copy: &Path, load: impl Fn(&Path) -> bool) {
+    put(copy, &[]);
     let bytes = std::fs::read(path).unwrap();
     let mut cuts = vec![0, 4, 8, 11, 12, 40, 200, bytes.len() / 2, bytes.len() - 8, bytes.len() - 1];
     cuts.retain(|&c| c < bytes.len());
@@ -196,11 +220,13 @@ fn damage(path: &Path, copy: &Path, load: impl Fn(&Path) -> bool) {
         std::fs::write(copy, &bytes[..cut]).unwrap();
         assert!(!load(copy), "cut at {cut}");
     }
-    for at in [0, 9, 13, 30, bytes.len() / 2, bytes.len() - 1] {
+    // Every bit of magic, digest and lengths, and then bits all over.
+    let bits = (0..8 * bytes.len().min(80)).chain((0..8 * bytes.len()).step_by(bytes.len() / 64 * 8 + 1));
+    for bit in bits {
         let mut other = bytes.clone();
-        other[at] ^= 0x55;
+        other[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(copy, &other).unwrap();
-        assert!(!load(copy), "flipped at {at}");
+        assert!(!load(copy), "flipped bit {bit}");
     }
     let mut longer = bytes.clone();
     longer.extend_from_slice(&[0; 8]);
@@ -234,10 +260,8 @@ fn a_key_whose_dimensions_are_not_its_parameters_is_refused() {
     for (dimension, complaint) in [(b"851", "words"), (b"100", "refused parameters")] {
         let mut bytes = original.clone();
         bytes[at..at + 3].copy_from_slice(dimension);
-        let sum = thex_circuit::file::digest(&bytes[72..]);
-        bytes[8..72].copy_from_slice(sum.as_bytes());
-        std::fs::write(work.path("k"), &bytes).unwrap();
-        let text = ClientKey::load(&work.path("k")).err().expect("an error").to_string();
+        put(&work.path("k"), &reseal(bytes));
+        let text = ClientKey::load(&work.path("k")).expect_err("an error").to_string();
         assert!(text.contains(complaint), "{text}");
     }
 }
@@ -253,4 +277,144 @@ fn seeded_keys_are_reproducible_and_others_are_not() {
     };
     assert_eq!(save(Some(3), "a"), save(Some(3), "b"));
     assert_ne!(save(None, "c"), save(None, "d"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_client_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let work = &*WORK;
+    let copy = work.path("open.key");
+    put(&copy, &std::fs::read(work.path("keys/client.key")).unwrap());
+    assert!(ClientKey::load(&copy).is_ok());
+    for mode in [0o644, 0o640, 0o604, 0o602, 0o620, 0o666, 0o777] {
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(mode)).unwrap();
+        let text = ClientKey::load(&copy).expect_err("an open key").to_string();
+        assert!(
+            text.contains("chmod 600") && text.contains("open.key") && text.contains(&format!("{mode:04o}")),
+            "{text}"
+        );
+    }
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o400)).unwrap();
+    assert!(ClientKey::load(&copy).is_ok());
+}
+
+#[test]
+fn a_client_key_does_not_show_its_secrets() {
+    let key = ClientKey::generate(&bundle("x"), Some(5)).unwrap();
+    let shown = format!("{key:?} {key:#?}");
+    assert!(shown.contains(&key.info.id) && shown.contains("not shown"));
+    // 2,898 bits in any form would be longer.
+    assert!(shown.len() < 2000, "{shown}");
+}
+
+#[test]
+fn secrets_that_are_not_uniform_bits_are_refused() {
+    let work = &*WORK;
+    let original = std::fs::read(work.path("keys/client.key")).unwrap();
+    let words = original.len() - 8 * (850 + 2048);
+    for (word, what) in [(0_u64, "all zero"), (1, "all one"), (2, "not binary")] {
+        let mut bytes = original.clone();
+        bytes[words..].chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&word.to_le_bytes()));
+        put(&work.path("weak.key"), &reseal(bytes));
+        let text = ClientKey::load(&work.path("weak.key")).expect_err(what).to_string();
+        assert!(text.contains("uniform bits"), "{text}");
+    }
+}
+
+#[test]
+fn keys_and_ciphertexts_of_other_versions_say_who_reads_them() {
+    let work = &*WORK;
+    put(
+        &work.path("v.ct"),
+        &edited(&work.path("in.ct"), "\"version\":1,\"writer\":\"0.1.0\"", "\"version\":2,\"writer\":\"7.0.1\""),
+    );
+    let text = EncryptedInputs::load(&work.path("v.ct")).unwrap_err().to_string();
+    assert!(text.contains("version 2") && text.contains("thex 7.0.1 or later reads it"), "{text}");
+    put(
+        &work.path("v.key"),
+        &edited(&work.path("keys/client.key"), "\"version\":1,\"writer\":\"0.1.0\"", "\"version\":0"),
+    );
+    let text = ClientKey::load(&work.path("v.key")).expect_err("version 0").to_string();
+    assert!(text.contains("version 0") && text.contains("does not"), "{text}");
+}
+
+#[test]
+fn sizes_that_lie_are_refused_before_anything_is_allocated() {
+    let work = &*WORK;
+    let start = std::time::Instant::now();
+    for (from, to) in [
+        ("[\"x\",2]", "[\"x\",9000000000000000000]"),
+        ("[\"x\",2]", "[\"x\",3]"),
+        ("[\"x\",2]", "[\"x\",9000000000000000000],[\"y\",9000000000000000000],[\"z\",446744073709551618]"),
+        ("[\"x\",2]", "[\"x\",-1]"),
+        ("\"words\":2", "\"words\":2305843009213693952"),
+        ("\"words\":2", "\"words\":20000000000000000000000"),
+    ] {
+        put(&work.path("lie.ct"), &edited(&work.path("in.ct"), from, to));
+        assert!(EncryptedInputs::load(&work.path("lie.ct")).is_err(), "{to}");
+        assert!(EncryptedOutputs::load(&work.path("lie.ct"), &Parameters::standard()).is_err());
+    }
+    // Levels that would make a key of terabytes, in a file of a few kilobytes.
+    put(&work.path("lie.key"), &edited(&work.path("keys/client.key"), "\"level\":3", "\"level\":63"));
+    assert!(ClientKey::load(&work.path("lie.key")).is_err());
+    // A file of holes.
+    put(&work.path("holes.key"), b"thexdata");
+    File::options().write(true).open(work.path("holes.key")).unwrap().set_len(7 << 30).unwrap();
+    assert!(ServerKey::load(&work.path("holes.key")).is_err());
+    assert!(ClientKey::load(&work.path("holes.key")).is_err());
+    assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn hostile_but_valid_ciphertexts_cannot_stop_a_server() {
+    let work = &*WORK;
+    let original = std::fs::read(work.path("in.ct")).unwrap();
+    for word in [0, u64::MAX, 1 << 63, 0x5555_5555_5555_5555] {
+        let mut bytes = original.clone();
+        let words = bytes.len() - 16;
+        bytes[words..].chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&word.to_le_bytes()));
+        put(&work.path("hostile.ct"), &reseal(bytes));
+        run(work, "hostile.ct", "keys/server.key", "hostile-out.ct").unwrap();
+        decrypt(work, "m.client", "hostile-out.ct").unwrap();
+    }
+}
+
+#[test]
+fn a_result_with_a_flipped_bit_or_a_forged_origin_is_not_decrypted() {
+    let work = &*WORK;
+    run(work, "in.ct", "keys/server.key", "good.ct").unwrap();
+    let mut flipped = std::fs::read(work.path("good.ct")).unwrap();
+    *flipped.last_mut().unwrap() ^= 1;
+    put(&work.path("flipped.ct"), &flipped);
+    assert!(decrypt(work, "m.client", "flipped.ct").unwrap_err().to_string().contains("altered"));
+    let key = ClientKey::load(&work.path("keys/client.key")).unwrap();
+    put(&work.path("other.ct"), &edited(&work.path("good.ct"), &key.info.id, &"0".repeat(32)));
+    assert!(decrypt(work, "m.client", "other.ct").unwrap_err().to_string().contains("key id"));
+    put(&work.path("other.ct"), &edited(&work.path("good.ct"), &key.info.circuit, &"0".repeat(64)));
+    assert!(decrypt(work, "m.client", "other.ct").unwrap_err().to_string().contains("another circuit"));
+}
+
+#[test]
+fn sharing_floods_or_refuses() {
+    use thex_runtime::share::{self, Sharing};
+    let work = &*WORK;
+    run(work, "in.ct", "keys/server.key", "share.ct").unwrap();
+    let mut bundle = ClientBundle::load(&work.path("m.client")).unwrap();
+    let key = ClientKey::load(&work.path("keys/client.key")).unwrap();
+    let result = EncryptedOutputs::load(&work.path("share.ct"), &bundle.parameters).unwrap();
+    let sharing = Sharing { bits: 20, results: 1 };
+    // An error of 1e-3 on 16: no room.
+    let error = share::decrypt(&bundle, &key, &result, sharing).unwrap_err();
+    assert_eq!((error.code(), error.kind()), ("TX0104", ErrorKind::Unsupported));
+    assert!(error.to_string().contains("no room") || error.to_string().contains("room for"), "{error}");
+    // With the error that this circuit really has (fresh noise alone), there is.
+    bundle.outputs[0].noise = vec![16.0 * (-44.0_f64).exp2()];
+    let values: Vec<f64> =
+        (0..64).map(|_| share::decrypt(&bundle, &key, &result, sharing).unwrap().0[0].1[[0]]).collect();
+    let (_, flooding) = share::decrypt(&bundle, &key, &result, sharing).unwrap();
+    let sd = flooding.deviations[0][0];
+    let measured = (values.iter().map(|v| (v - 2.25).powi(2)).sum::<f64>() / 64.0).sqrt();
+    assert!((0.7..1.3).contains(&(measured / sd)), "{measured} {sd}");
+    assert!(values.windows(2).any(|w| (w[0] - w[1]).abs() > sd / 8.0), "the noise is fresh");
 }

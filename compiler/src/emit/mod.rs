@@ -49,18 +49,35 @@ pub struct Emitted {
 /// Emits a placed graph.
 ///
 /// # Errors
-/// [`CompileError::Internal`] when a fact that the verifier demands is missing.
+/// Parameters outside the table of 128-bit dimensions are refused; [`CompileError::Internal`] when a fact that the verifier demands is
+/// missing.
 pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError> {
+    options.parameters.check()?;
+    let circuit = circuit(graph, options.parameters, options.info)?;
+    let circuit_bytes = circuit.to_bytes()?;
+    let digest = thex_circuit::file::digest(&circuit_bytes);
+    let mut bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
+    bundle.interface = options.interface;
+    bundle.verify().map_err(CompileError::Internal)?;
+    let bundle_bytes = bundle.to_bytes()?;
+    Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
+}
+
+/// The circuit of a placed graph.
+///
+/// # Errors
+/// As [`emit`].
+pub(crate) fn circuit(graph: &Graph, parameters: Parameters, info: CircuitInfo) -> Result<Circuit, CompileError> {
     let mut emitter = Emitter {
         graph,
-        parameters: options.parameters,
+        parameters,
         base: BTreeMap::new(),
         lwe: 0,
         small: 0,
         glwe: 0,
         circuit: Circuit {
-            info: options.info,
-            parameters: options.parameters,
+            info,
+            parameters,
             inputs: Vec::new(),
             outputs: Vec::new(),
             instructions: Vec::new(),
@@ -76,14 +93,8 @@ pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError
         emitter.node(id)?;
     }
     emitter.outputs()?;
-    let circuit = emitter.circuit;
-    circuit.verify().map_err(CompileError::Internal)?;
-    let circuit_bytes = circuit.to_bytes()?;
-    let digest = thex_circuit::file::digest(&circuit_bytes);
-    let mut bundle = bundle(graph, &circuit, digest, (options.prologue, options.epilogue))?;
-    bundle.interface = options.interface;
-    let bundle_bytes = bundle.to_bytes()?;
-    Ok(Emitted { circuit, circuit_bytes, bundle, bundle_bytes })
+    emitter.circuit.verify().map_err(CompileError::Internal)?;
+    Ok(emitter.circuit)
 }
 
 struct Emitter<'a> {

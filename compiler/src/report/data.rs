@@ -1,26 +1,26 @@
 //! The data behind `thex report`: what the compiler knew about a model and a circuit cannot say.
 //!
-//! `compile` writes it beside the circuit, as `OUT.report.json`. **It is not needed to run**, and nothing but the report reads it: it may
-//! be deleted. It stays small, since it summarises: ranges of at most [`MOST_CHANNELS`] channels of a tensor, numbers in four digits.
+//! `compile` writes it beside the circuit, as `OUT.report.json`. **It is not needed to run**: only the report reads it, and
+//! `verify` its recipe. It stays small, since it summarises: ranges of at most [`MOST_CHANNELS`] channels of a tensor, numbers in four digits.
 //!
 //! Nodes are those of the calibrated graph, which is still readable: tensors with ONNX names and ranges. What the
 //! circuit does for each is attached to it; the lowering names every homomorphic node after the tensor that it computes, so the
 //! longest name that a homomorphic node's name continues is its tensor.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thex_circuit::file::read_limited;
 use thex_circuit::{Circuit, CircuitError};
 use thex_ir::graph::{Ranges, Seen};
 use thex_ir::{ClearOp, Graph, HeOp, Node, NodeId, Op};
-use thex_passes::{ErrorSource, PassRecord, registry};
+use thex_passes::{ErrorSource, PassRecord, Precision, Profile, registry};
 
 use super::noise::CiphertextNoise;
 use crate::emit::layer_of;
 use crate::error::{CompileError, Result};
-use crate::pipeline::Compiled;
+use crate::pipeline::{CompileOptions, Compiled};
 
 /// What the file's name ends in.
 pub const SUFFIX: &str = ".report.json";
@@ -47,6 +47,64 @@ pub struct ReportData {
     pub nodes: Vec<NodeRow>,
     /// Where the modelled output error comes from, the largest source first.
     pub error_sources: Vec<SourceRow>,
+    /// How to compile the circuit again.
+    #[serde(default)]
+    pub recipe: Option<Recipe>,
+}
+
+/// The options that decide a circuit, for `thex verify`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Calibration data, as the command line named them.
+    pub calibration: PathBuf,
+    /// The profile's name.
+    pub profile: String,
+    /// Forms of single nodes.
+    pub approximate: Vec<String>,
+    /// Shapes that were given.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Goal for the modelled error.
+    pub output_error: f64,
+    /// Widening of ranges.
+    pub margin: f64,
+    /// Inputs that are constants.
+    pub freeze: BTreeMap<String, Option<f64>>,
+    /// Settings of passes.
+    pub pass_options: Vec<String>,
+}
+
+impl Recipe {
+    /// Of a compilation.
+    #[must_use]
+    pub fn new(options: &CompileOptions) -> Self {
+        Self {
+            calibration: options.calibration.clone(),
+            profile: options.profile.name().to_owned(),
+            approximate: options.approximate.clone(),
+            shapes: options.shapes.clone(),
+            output_error: options.precision.output_error,
+            margin: options.precision.margin,
+            freeze: options.freeze.clone(),
+            pass_options: options.pass_options.clone(),
+        }
+    }
+
+    /// The compilation of a model by the recipe; `calibration` overrules where the data are.
+    #[must_use]
+    pub fn options(&self, model: &Path, calibration: Option<&Path>) -> CompileOptions {
+        let profiles = [Profile::Exact, Profile::TheX];
+        CompileOptions {
+            model: model.to_owned(),
+            calibration: calibration.unwrap_or(&self.calibration).to_owned(),
+            profile: profiles.into_iter().find(|p| p.name() == self.profile).unwrap_or_default(),
+            approximate: self.approximate.clone(),
+            shapes: self.shapes.clone(),
+            precision: Precision { output_error: self.output_error, margin: self.margin },
+            freeze: self.freeze.clone(),
+            pass_options: self.pass_options.clone(),
+            ..CompileOptions::default()
+        }
+    }
 }
 
 /// What a pass did.
@@ -166,7 +224,7 @@ fn short(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-/// The data of a compilation.
+/// The data of a compilation. The recipe is for whoever knows the options.
 #[must_use]
 pub fn collect(compiled: &Compiled) -> ReportData {
     let tensors = Tensors::new(&compiled.calibrated);
@@ -174,7 +232,7 @@ pub fn collect(compiled: &Compiled) -> ReportData {
     steps(compiled, &tensors, &mut nodes);
     let error_sources = compiled.error_sources.iter().map(|s| source(s, &tensors)).collect();
     let circuit = compiled.emitted.bundle.circuit.clone();
-    ReportData { version: VERSION, circuit, passes: passes(&compiled.records), nodes, error_sources }
+    ReportData { version: VERSION, circuit, passes: passes(&compiled.records), nodes, error_sources, recipe: None }
 }
 
 fn passes(records: &[PassRecord]) -> Vec<PassRow> {

@@ -8,9 +8,10 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use thex_circuit::params::SECURITY_BITS;
+use thex_circuit::security;
 use thex_circuit::{Circuit, LayerInfo, NoiseModel, Parameters};
 use thex_passes::PassRecord;
-use thex_runtime::KernelTimes;
+use thex_runtime::{KernelTimes, Prediction};
 
 /// Megabytes, for people.
 fn megabytes(bytes: u64) -> String {
@@ -28,6 +29,7 @@ pub fn server_key_bytes(parameters: &Parameters) -> u64 {
 pub fn circuit_json(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Value {
     let p = &circuit.parameters;
     let noise = NoiseModel::new(p);
+    let memory = Prediction::new(circuit, times.threads);
     let layers: Vec<Value> = circuit.layers().iter().map(|layer| layer_json(layer, circuit, times)).collect();
     let ports = |ports: Vec<(String, usize)>| -> Vec<Value> {
         ports.into_iter().map(|(name, elements)| json!({ "name": name, "elements": elements })).collect()
@@ -46,7 +48,21 @@ pub fn circuit_json(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Val
         "estimated_seconds": times.estimate(circuit),
         "threads": times.threads,
         "server_key_bytes": server_key_bytes(p),
+        "peak_memory_bytes": memory.peak(),
+        "memory_bytes": {
+            "circuit": memory.circuit,
+            "keys": memory.keys,
+            "keys_loading": memory.loading,
+            "ciphertexts": memory.ciphertexts,
+            "busiest_instruction": memory.busiest,
+        },
         "security_bits": SECURITY_BITS,
+        "security": {
+            "curve_bits": SECURITY_BITS,
+            "curve": "tfhe minimal_lwe_variance_for_132_bits_security_gaussian",
+            "estimated_bits": security::bits(p),
+            "estimate": security::SOURCE,
+        },
         "parameters": {
             "lwe_dimension": p.lwe_dimension.0,
             "glwe_dimension": p.glwe_dimension.0,
@@ -115,9 +131,11 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
     );
     let _ = writeln!(
         out,
-        "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1})",
+        "security         {SECURITY_BITS} bits (Gaussian noise on tfhe's curve, 2^{:.1} and 2^{:.1}); {:.1} by {}",
         0.5 * p.small_noise().0.log2(),
-        0.5 * p.big_noise().0.log2()
+        0.5 * p.big_noise().0.log2(),
+        security::bits(p).unwrap_or(0.0),
+        security::SOURCE
     );
     let _ = writeln!(
         out,
@@ -129,6 +147,7 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
         let _ = writeln!(out, "output error     {error:.4} rms, modelled");
     }
     let _ = writeln!(out, "server key       {} on disk", megabytes(server_key_bytes(p)));
+    let _ = writeln!(out, "memory           {}", memory_text(&Prediction::new(circuit, times.threads), circuit, times));
     let _ = writeln!(out);
     out.push_str(&layer_table(circuit, times));
     let _ = writeln!(
@@ -140,6 +159,19 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
         times.threads
     );
     out
+}
+
+fn memory_text(memory: &Prediction, circuit: &Circuit, times: &KernelTimes) -> String {
+    let busiest = circuit.provenance.get(memory.busiest).map_or("", |p| p.name.as_str());
+    format!(
+        "{} at the peak with {} threads: circuit {}, keys {} ({} while they are loaded), ciphertexts {} at {busiest}",
+        megabytes(memory.peak()),
+        times.threads,
+        megabytes(memory.circuit),
+        megabytes(memory.keys),
+        megabytes(memory.loading),
+        megabytes(memory.ciphertexts),
+    )
 }
 
 fn layer_table(circuit: &Circuit, times: &KernelTimes) -> String {

@@ -22,6 +22,8 @@ const SCRIPT: &str = include_str!("page.js");
 /// [`CompileError::Internal`] when the data cannot be written as JSON.
 pub fn report_json(circuit: &Circuit, digest: &str, data: &ReportData, times: &KernelTimes) -> Result<Value> {
     let seconds: Vec<f64> = circuit.instructions.iter().map(|i| times.instruction_ns(i) * 1e-9).collect();
+    // Where calibration data lie is nobody's business but `verify`'s.
+    let data = ReportData { recipe: None, ..data.clone() };
     let data = serde_json::to_value(data).map_err(|e| CompileError::Internal(format!("report data: {e}")))?;
     Ok(json!({
         "thex": env!("CARGO_PKG_VERSION"),

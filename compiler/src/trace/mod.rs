@@ -14,15 +14,17 @@
 //! elements and samples.
 
 mod predict;
-mod sample;
+pub(crate) mod sample;
 mod text;
+pub mod verify;
 
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use thex_circuit::{Circuit, ClientBundle, Instruction};
+use thex_circuit::{Circuit, ClientBundle, Instruction, NoiseModel};
 use thex_ir::{Graph, HeOp, NodeId, Op, interpret};
+use thex_runtime::client::Named;
 use thex_runtime::{Simulator, simulate};
 
 use crate::error::{CompileError, Result};
@@ -80,6 +82,8 @@ pub struct NodeTrace {
     pub onnx: Vec<String>,
     /// Ciphertexts that it makes.
     pub elements: usize,
+    /// Those whose range has a width, over all samples: what the means are taken over.
+    pub counted: usize,
     /// Bits of its range above the error, with all errors before it. None where there is no error, or no range.
     pub accumulated_bits: Option<f64>,
     /// The same for the error that it makes itself.
@@ -93,10 +97,10 @@ pub struct NodeTrace {
 }
 
 /// A node whose ciphertexts can be decoded.
-struct Traced {
-    id: NodeId,
+pub(crate) struct Traced {
+    pub(crate) id: NodeId,
     /// First address in lwe memory.
-    start: usize,
+    pub(crate) start: usize,
     /// Number of the instruction; inputs have none.
     instruction: Option<usize>,
 }
@@ -121,23 +125,24 @@ pub fn trace(options: &CompileOptions, work: &Workload) -> Result<Trace> {
         return Err(CompileError::Usage(blind.into()));
     }
     let compiled = compile(options)?;
-    let Compiled { emitted, placed, .. } = &compiled;
-    let noise = noise_model(&emitted.circuit, work.mode).ok_or_else(|| CompileError::Usage(blind.into()))?;
+    let noise = noise_model(&compiled.emitted.circuit, work.mode).ok_or_else(|| CompileError::Usage(blind.into()))?;
+    let means = calibrated_means(&compiled, options, work)?;
+    let tracer = Tracer::new(&compiled, noise, means)?;
+    let samples = read_samples(tracer.bundle, work)?;
+    tracer.run(work, &samples, |i, named| tracer.simulated(work.seed, i, named))
+}
+
+type Means = BTreeMap<NodeId, Vec<f64>>;
+
+/// Means over the calibration data of a compilation.
+fn calibrated_means(compiled: &Compiled, options: &CompileOptions, work: &Workload) -> Result<Means> {
+    let bundle = &compiled.emitted.bundle;
     let calibration = Workload { data: options.calibration.clone(), limit: None, ..work.clone() };
-    let means = means(placed, &emitted.bundle, &read_samples(&emitted.bundle, &calibration)?)?;
-    let tracer = Tracer {
-        graph: placed,
-        bundle: &emitted.bundle,
-        order: placed.topological(),
-        traced: traced(placed, &emitted.circuit),
-        simulator: Simulator::new(&emitted.circuit, noise)?,
-        model: Model { graph: placed, circuit: &emitted.circuit, noise, means },
-    };
-    tracer.run(work)
+    means(&compiled.placed, bundle, &read_samples(bundle, &calibration)?)
 }
 
 /// The nodes that make blocks of lwe memory, in execution order.
-fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
+pub(crate) fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
     let order = graph.topological();
     let inputs = order.iter().filter(|id| matches!(graph.node(**id).op, Op::He(HeOp::Encrypt)));
     let inputs = inputs.zip(&circuit.inputs).map(|(&id, (_, block))| (id, block.start, None));
@@ -156,13 +161,9 @@ fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
 }
 
 /// Mean value of every homomorphic element over calibration samples, evenly spaced: what the correction of biases takes off.
-fn means(
-    graph: &Graph,
-    bundle: &ClientBundle,
-    samples: &[Vec<thex_runtime::client::Named>],
-) -> Result<BTreeMap<NodeId, Vec<f64>>> {
+fn means(graph: &Graph, bundle: &ClientBundle, samples: &[Vec<Named>]) -> Result<Means> {
     let chosen: Vec<_> = samples.iter().step_by(samples.len().div_ceil(MEAN_SAMPLES).max(1)).collect();
-    let mut means: BTreeMap<NodeId, Vec<f64>> = BTreeMap::new();
+    let mut means = Means::new();
     for named in &chosen {
         let values = interpret::run_all(graph, &sample::prologue(bundle, named)?)?;
         for (id, value) in values {
@@ -179,14 +180,36 @@ fn bits(mean_square: f64) -> Option<f64> {
     (bits < EXACT_BITS).then_some(bits)
 }
 
-impl Tracer<'_> {
-    fn run(&self, work: &Workload) -> Result<Trace> {
-        let samples = read_samples(self.bundle, work)?;
+impl<'a> Tracer<'a> {
+    fn new(compiled: &'a Compiled, noise: NoiseModel, means: Means) -> Result<Self> {
+        let Compiled { emitted, placed, .. } = compiled;
+        Ok(Self {
+            graph: placed,
+            bundle: &emitted.bundle,
+            order: placed.topological(),
+            traced: traced(placed, &emitted.circuit),
+            simulator: Simulator::new(&emitted.circuit, noise)?,
+            model: Model { graph: placed, circuit: &emitted.circuit, noise, means },
+        })
+    }
+
+    /// Phases of all big LWEs of one sample, simulated.
+    fn simulated(&self, seed: u64, i: usize, named: &[Named]) -> Result<Vec<u64>> {
+        let inference = simulate::infer(self.bundle, &self.simulator, named, sample_seed(seed, i))?;
+        Ok(inference.simulation.lwe().to_vec())
+    }
+
+    /// Holds what `phases` gives for each sample, the phase of every big LWE, against the graph.
+    fn run(
+        &self,
+        work: &Workload,
+        samples: &[Vec<Named>],
+        phases: impl Fn(usize, &[Named]) -> Result<Vec<u64>> + Sync,
+    ) -> Result<Trace> {
         let reference = reference(self.bundle, &work.model)?;
         let one = |(i, named): (usize, &Vec<_>)| -> Result<Outcome> {
-            let inference = simulate::infer(self.bundle, &self.simulator, named, sample_seed(work.seed, i))?;
             let inputs = sample::prologue(self.bundle, named)?;
-            Sample::new(self, inputs, inference.simulation.lwe())?.run(&float_outputs(&reference, named)?)
+            Sample::new(self, inputs, &phases(i, named)?)?.run(&float_outputs(&reference, named)?)
         };
         let results = samples.par_iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
         // Summed in order, so that the result does not depend on the number of threads.
@@ -215,6 +238,7 @@ impl Tracer<'_> {
             op: node.op.mnemonic(),
             onnx: node.origin.clone(),
             elements: node.shape.iter().product(),
+            counted: sum.counted,
             accumulated_bits: mean(sum.accumulated),
             local_bits: mean(sum.local),
             modelled_bits: sum.modelled.and_then(mean),
@@ -236,10 +260,29 @@ fn largest_effects(nodes: &[NodeTrace]) -> Vec<String> {
     sorted.iter().take(MOST_HARMFUL).map(|n| n.name.clone()).collect()
 }
 
+/// A mean square of so many errors is above its expectation by this factor about once in 30,000 times, if they are Gaussian and independent: the
+/// quantile of χ² by Wilson and Hilferty (1931).
+fn chance(count: usize) -> f64 {
+    let n = 2.0 / (9.0 * count.max(1) as f64);
+    (1.0 - n + 4.0 * n.sqrt()).powi(3)
+}
+
 impl NodeTrace {
-    /// Whether its local error is more than [`DEPARTURE`] times the modelled one.
+    /// Whether its local error is more than [`DEPARTURE`] times the modelled one, and more than chance makes of as few errors as these.
     #[must_use]
     pub fn departs(&self) -> bool {
-        self.local_bits.zip(self.modelled_bits).is_some_and(|(local, model)| model - local > DEPARTURE.log2())
+        let least = DEPARTURE.max(chance(self.counted).sqrt()).log2();
+        self.local_bits.zip(self.modelled_bits).is_some_and(|(local, model)| model - local > least)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chance;
+
+    #[test]
+    fn few_errors_may_be_larger() {
+        assert!((4.0..5.0).contains(&chance(1).sqrt()), "about four deviations");
+        assert!(chance(10) < chance(1) && chance(10_000) < 1.1);
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn prologue(bundle: &ClientBundle, named: &[Named]) -> Result<Vec<Arc
 }
 
 /// The value of a phase that is nearest to `near`: phases are values modulo the scale.
-fn decode(encoding: &Encoding, phase: u64, near: f64) -> f64 {
+pub(crate) fn decode(encoding: &Encoding, phase: u64, near: f64) -> f64 {
     let distance = encoding.decode(phase) - near;
     near + distance - (distance / encoding.scale).round() * encoding.scale
 }

@@ -113,6 +113,9 @@ fn look_up_noise(graph: &Graph, sensitivity: &Sensitivity, cx: &PassCx) -> f64 {
     cx.noise().argument() * weighted / (reach * reach)
 }
 
+/// Part of the error that the outputs may have which is kept for products.
+const PRODUCTS_PART: f64 = 0.5;
+
 /// Packing one LWE costs about as much as this many bootstraps.
 const PACK_COST: f64 = 0.07;
 
@@ -153,7 +156,8 @@ impl InsertBootstraps {
         sensitivity: &Sensitivity,
         cx: &mut PassCx,
     ) -> ProductPlans {
-        let asked = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+        let asked = (PRODUCTS_PART * cx.precision.output_error * sensitivity.output_spread).powi(2)
+            * sensitivity.outputs as f64;
         let budget = asked.max(self.product_share * look_up_noise(&lowered.graph, sensitivity, cx));
         let floored = sensitivity.floored(budget, LEAST_ROTATION);
         let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
@@ -289,7 +293,7 @@ fn lowered_already(node: &str) -> PassError {
 }
 
 /// A range for each element of a flat node.
-fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
+pub(super) fn ranges_of(elements: &[(f64, f64)]) -> Ranges {
     let mut numbers: BTreeMap<(u64, u64), u32> = BTreeMap::new();
     let mut ranges = Ranges { class: Vec::new(), lo: Vec::new(), hi: Vec::new(), rms: Vec::new() };
     for &(lo, hi) in elements {

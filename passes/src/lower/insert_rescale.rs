@@ -31,6 +31,7 @@ use thex_ir::he::Purpose;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
 use super::insert_bootstraps::magnitude;
+use super::nearest_plane::{Observed, round_sets};
 use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, rounding};
 use super::solver::{Term, minimise};
 use super::{OUTPUT_FILL, guard, usable};
@@ -48,11 +49,13 @@ const MAX_WEIGHT: f64 = (1_u64 << 30) as f64;
 pub struct InsertRescale {
     /// Whether arguments are widened until the equal weights of a sum are integers.
     pub exact_sums: bool,
+    /// Whether weights are rounded together, so that their errors cancel on calibration values.
+    pub nearest_plane: bool,
 }
 
 impl Default for InsertRescale {
     fn default() -> Self {
-        Self { exact_sums: true }
+        Self { exact_sums: true, nearest_plane: true }
     }
 }
 
@@ -71,18 +74,20 @@ impl Pass for InsertRescale {
 
     fn options(&mut self) -> Vec<PassOption<'_>> {
         let help = "widen sums of equal weights until those are integers, instead of rounding them";
-        vec![PassOption::switch("exact-sums", &mut self.exact_sums, help)]
+        let plane = "round the weights of a row together, so that errors cancel on calibration values";
+        vec![
+            PassOption::switch("exact-sums", &mut self.exact_sums, help),
+            PassOption::switch("nearest-plane", &mut self.nearest_plane, plane),
+        ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let sensitivity = analyse(graph, cx)?;
-        let budget = (cx.precision.output_error * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
-        let floored = sensitivity.floored(budget, LEAST_PRECISION);
-        let rounding = rounding(graph, cx, &floored, &|id, i| base_scale(graph, cx, id, i))?;
-        let mut guarded = Scaling::new(graph, cx, &floored, &rounding);
+        let analysis = cx.analysis.clone().map_or_else(|| Analysis::new(graph, cx).map(Arc::new), Ok)?;
+        let Analysis { sensitivity, floored, rounding } = &*analysis;
+        let mut guarded = Scaling::new(graph, cx, floored, rounding);
         guarded.collect();
         let amplitudes = minimise(&guarded.terms, &guarded.bounds);
-        let mut problem = Scaling::new(graph, cx, &sensitivity, &rounding);
+        let mut problem = Scaling::new(graph, cx, sensitivity, rounding);
         problem.collect();
         let total: f64 = problem.terms.iter().map(|t| t.value(&amplitudes)).sum::<f64>() + problem.constant;
         let shares = problem.shares(&amplitudes);
@@ -101,10 +106,18 @@ impl Pass for InsertRescale {
         cx.error_sources = sources;
         assign_encodings(graph, cx, &variables, &amplitudes);
         if self.exact_sums {
-            cx.count("exact-sums", snap_sums(graph, cx.parameters.positions() as f64));
+            let sums = snap_sums(graph, cx.parameters.positions() as f64);
+            cx.count("exact-sums", sums.exact);
+            sums.rounded.iter().for_each(|(name, rows)| {
+                cx.note(format!(
+                    "{name}: {rows} sums of equal weights are rounded, since their weight would be less than 1"
+                ))
+            });
         }
-        round_weights(graph, &sensitivity)?;
+        let observed = if self.nearest_plane { Some(Observed::new(graph, cx)?) } else { None };
+        round_weights(graph, sensitivity, observed.as_ref())?;
         noise_bits(graph, cx);
+        cx.analysis = Some(analysis);
         graph.stage = Stage::Placed;
         cx.count("amplitudes", amplitudes.len() as u64);
         Ok(true)
@@ -114,20 +127,51 @@ impl Pass for InsertRescale {
 /// Weights that differ by no more than this, relatively, are equal.
 const EQUAL: f64 = 1e-9;
 
+/// What errors and rounding do to the outputs of a lowered graph.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    pub(super) sensitivity: Sensitivity,
+    /// With the floor under its gradients.
+    pub(super) floored: Sensitivity,
+    pub(super) rounding: Rounding,
+}
+
+impl Analysis {
+    /// Runs the graph backwards on calibration samples.
+    pub(super) fn new(graph: &Graph, cx: &PassCx) -> Result<Self> {
+        let sensitivity = analyse(graph, cx)?;
+        let budget = (FLOORED_ERROR * sensitivity.output_spread).powi(2) * sensitivity.outputs as f64;
+        let floored = sensitivity.floored(budget, LEAST_PRECISION);
+        let rounding = rounding(graph, cx, &floored, &|id, i| base_scale(graph, cx, id, i))?;
+        Ok(Self { sensitivity, floored, rounding })
+    }
+
+    /// The same for a graph whose ranges have changed.
+    pub(super) fn with_widths_of(&self, graph: &Graph) -> Self {
+        let mut changed = self.clone();
+        changed.sensitivity.set_widths(graph);
+        changed.floored.set_widths(graph);
+        changed
+    }
+}
+
+/// The error budget, relative to the outputs' spread, that the floor under the gradients refers to.
+const FLOORED_ERROR: f64 = 0.06;
+
 /// The geometric program under construction.
-struct Scaling<'a> {
+pub(super) struct Scaling<'a> {
     graph: &'a Graph,
     cx: &'a PassCx,
     sensitivity: &'a Sensitivity,
     rounding: &'a Rounding,
     /// Variable of each node with a free amplitude.
     variables: BTreeMap<NodeId, usize>,
-    bounds: Vec<(f64, f64)>,
-    terms: Vec<Term>,
-    kinds: Vec<(&'static str, NodeId)>,
+    pub(super) bounds: Vec<(f64, f64)>,
+    pub(super) terms: Vec<Term>,
+    pub(super) kinds: Vec<(&'static str, NodeId)>,
     /// Errors that no amplitude changes, by node.
     fixed: Vec<(NodeId, f64)>,
-    constant: f64,
+    pub(super) constant: f64,
 }
 
 /// Scale of an element at amplitude 1: its range's magnitude, or the fixed scale.
@@ -164,7 +208,7 @@ fn is_free(op: &HeOp) -> bool {
 }
 
 impl<'a> Scaling<'a> {
-    fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity, rounding: &'a Rounding) -> Self {
+    pub(super) fn new(graph: &'a Graph, cx: &'a PassCx, sensitivity: &'a Sensitivity, rounding: &'a Rounding) -> Self {
         let shared = shared_amplitudes(graph);
         let mut variables: BTreeMap<NodeId, usize> = BTreeMap::new();
         let mut bounds = Vec::new();
@@ -215,23 +259,30 @@ impl<'a> Scaling<'a> {
         self.kinds.push((kind, at));
     }
 
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         for id in self.graph.topological() {
             let Op::He(op) = &self.graph.node(id).op else { continue };
             let noise = self.cx.noise();
             match op {
-                HeOp::Encrypt => self.output_noise(id, noise.fresh),
-                HeOp::Pbs { .. } => self.output_noise(id, noise.bootstrap),
+                HeOp::Encrypt => self.output_noise("encryption", id, noise.fresh),
+                HeOp::Pbs { .. } => self.output_noise("output noise", id, noise.bootstrap),
                 HeOp::Linear { map, purpose } => self.weight_rounding(id, map, *purpose),
                 HeOp::Keyswitch { .. } => self.argument_noise(id, noise.argument()),
                 HeOp::Pack { gather, slots } => self.packing_noise(id, gather, *slots, noise.packing),
                 HeOp::LutProduct { .. } => {
-                    self.output_noise(id, noise.bootstrap);
+                    self.output_noise("output noise", id, noise.bootstrap);
                     self.product_noise(id, op, noise.packing);
                 }
                 HeOp::Decrypt { .. } => {}
             }
         }
+    }
+
+    /// Bounds the amplitude variable of a node from below: an integer weight is at least 1.
+    fn at_least(&mut self, id: NodeId, amplitude: f64) {
+        let Some(&variable) = self.variables.get(&id) else { return };
+        let (lo, hi) = &mut self.bounds[variable];
+        *lo = lo.max(amplitude).min(*hi);
     }
 
     fn gradient(&self, id: NodeId) -> &'a [f64] {
@@ -247,9 +298,9 @@ impl<'a> Scaling<'a> {
         self.sensitivity.floor.get(&id).map_or(0.0, |f| f[element])
     }
 
-    fn output_noise(&mut self, id: NodeId, variance: f64) {
+    fn output_noise(&mut self, kind: &'static str, id: NodeId, variance: f64) {
         let weighted: f64 = self.gradient(id).iter().enumerate().map(|(i, g)| g * self.base_scale(id, i).powi(2)).sum();
-        self.push("output noise", id, variance * weighted, Some(id), None);
+        self.push(kind, id, variance * weighted, Some(id), None);
     }
 
     fn argument_noise(&mut self, id: NodeId, variance: f64) {
@@ -281,22 +332,30 @@ impl<'a> Scaling<'a> {
         let noise = if matches!(purpose, Purpose::Argument { .. }) { self.cx.noise().argument() } else { 0.0 };
         let mut rounded: BTreeSet<NodeId> = BTreeSet::new();
         let mut widened: BTreeMap<NodeId, f64> = BTreeMap::new();
+        let mut least: Vec<(NodeId, f64)> = Vec::new();
         for (g, &set) in map.set.iter().enumerate() {
             let gather = &map.gather[g * k..(g + 1) * k];
             let weights = &map.weights[set as usize * m * k..(set as usize + 1) * m * k];
             for (row, o) in weights.chunks(k.max(1)).zip(g * m..(g + 1) * m) {
                 let scale = self.base_scale(id, o);
                 let out = gradient[o] * scale * scale;
-                for (source, summand) in self.summands(row, gather, &operands) {
-                    match summand.filter(|_| noise > 0.0) {
-                        Some(step) => *widened.entry(source).or_default() += noise * out * (scale / step).powi(2),
+                let summands = self.summands(row, gather, &operands);
+                let widens = summands.first().filter(|s| noise > 0.0 && s.step.is_some()).map(|s| s.source);
+                for summand in summands {
+                    match summand.step.filter(|_| widens == Some(summand.source)) {
+                        Some(step) => {
+                            *widened.entry(summand.source).or_default() += noise * out * (scale / step).powi(2);
+                            least.push((summand.source, scale / step));
+                        }
+                        None if widens.is_some() && summand.follows(self.graph) => {}
                         None => {
-                            rounded.insert(source);
+                            rounded.insert(summand.source);
                         }
                     }
                 }
             }
         }
+        least.into_iter().for_each(|(source, amplitude)| self.at_least(source, amplitude));
         for source in rounded {
             let of = |map: &BTreeMap<(NodeId, NodeId), f64>| map.get(&(id, source)).copied().unwrap_or(0.0);
             let floor = if self.sensitivity.floor.is_empty() { 0.0 } else { of(&self.rounding.floors) };
@@ -307,16 +366,9 @@ impl<'a> Scaling<'a> {
         }
     }
 
-    /// |w|·s_x at amplitude 1 of each source of a row of weights, if it is the same for all its operands.
-    fn summands(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> BTreeMap<NodeId, Option<f64>> {
-        let mut summands: BTreeMap<NodeId, Option<f64>> = BTreeMap::new();
-        for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
-            let source = operands[address.port as usize];
-            let step = w.abs() * self.base_scale(source, address.index as usize);
-            let common = summands.entry(source).or_insert(Some(step));
-            *common = common.filter(|c| (c / step - 1.0).abs() < EQUAL);
-        }
-        summands
+    /// The summands of a row of weights, with steps at amplitude 1.
+    fn summands(&self, row: &[f64], gather: &[Address], operands: &[NodeId]) -> Vec<Summand> {
+        summands(row, gather, operands, |source, i| self.base_scale(source, i))
     }
 
     fn product_noise(&mut self, id: NodeId, op: &HeOp, packing: f64) {
@@ -394,7 +446,7 @@ fn fixed_encoding(op: &Op, (lo, hi): (f64, f64), cx: &PassCx) -> Option<Encoding
     match purpose {
         Purpose::Argument { positions } => {
             let scale = width / usable(&cx.parameters, *positions);
-            let first = guard(*positions) / cx.parameters.positions() as f64;
+            let first = guard(&cx.parameters, *positions) / cx.parameters.positions() as f64;
             Some(Encoding { scale, offset: lo - scale * first })
         }
         Purpose::Output => Some(Encoding { scale: width / OUTPUT_FILL, offset: 0.5 * (lo + hi) }),
@@ -420,9 +472,18 @@ fn assign_encodings(graph: &mut Graph, cx: &PassCx, variables: &BTreeMap<NodeId,
     }
 }
 
-/// Widens arguments until the common weight of their sums is an integer; returns how many elements were.
-fn snap_sums(graph: &mut Graph, circle: f64) -> u64 {
-    let mut snapped = 0;
+/// What became of sums of equal weights.
+#[derive(Default)]
+struct Sums {
+    /// Elements that were widened.
+    exact: u64,
+    /// Those whose weight would be less than 1, by node.
+    rounded: BTreeMap<String, u64>,
+}
+
+/// Widens arguments until the common weight of their sums is an integer.
+fn snap_sums(graph: &mut Graph, circle: f64) -> Sums {
+    let mut sums = Sums::default();
     for id in graph.topological() {
         let Op::He(HeOp::Linear { map, purpose: Purpose::Argument { .. } }) = graph.node(id).op.clone() else {
             continue;
@@ -433,37 +494,58 @@ fn snap_sums(graph: &mut Graph, circle: f64) -> u64 {
             let gather = &map.gather[g * k..(g + 1) * k];
             let weights = &map.weights[set as usize * m * k..(set as usize + 1) * m * k];
             for (row, o) in weights.chunks(k.max(1)).zip(g * m..(g + 1) * m) {
-                snapped += u64::from(snap_row(graph, (id, o), row, gather, &operands, circle));
+                match snap_row(graph, (id, o), row, gather, &operands, circle) {
+                    Some(true) => sums.exact += 1,
+                    Some(false) => *sums.rounded.entry(graph.node(id).name.clone()).or_default() += 1,
+                    None => {}
+                }
             }
         }
     }
-    snapped
+    sums
 }
 
-/// Weight × scale of each source of a row if it is the same for all its operands, most operands first.
-fn common_steps(
-    graph: &Graph,
+/// What a row of weights takes from one node.
+struct Summand {
+    source: NodeId,
+    /// |w|·scale, if it is the same for all the operands.
+    step: Option<f64>,
+    operands: usize,
+}
+
+impl Summand {
+    /// Whether it can be given the scale at which its weight is an integer: a look-up's table takes any, but the slots of a product share one,
+    /// and inputs have other readers.
+    fn follows(&self, graph: &Graph) -> bool {
+        let look_up = matches!(graph.node(self.source).op, Op::He(HeOp::Pbs { .. }));
+        self.step.is_some() && look_up && self.operands == 1 && graph.users(self.source).len() == 1
+    }
+}
+
+/// The summands of a row of weights, the one with the most operands first.
+fn summands(
     row: &[f64],
     gather: &[Address],
     operands: &[NodeId],
-) -> Vec<(NodeId, Option<f64>, usize)> {
-    let mut steps: Vec<(NodeId, Option<f64>, usize)> = Vec::new();
+    scale: impl Fn(NodeId, usize) -> f64,
+) -> Vec<Summand> {
+    let mut summands: Vec<Summand> = Vec::new();
     for (w, address) in row.iter().zip(gather).filter(|(w, _)| **w != 0.0) {
         let source = operands[address.port as usize];
-        let scale = graph.node(source).facts.encodings.as_ref().map_or(1.0, |e| e[address.index as usize].scale);
-        let step = w.abs() * scale;
-        match steps.iter_mut().find(|(s, _, _)| *s == source) {
-            Some((_, common, count)) => {
-                *common = common.filter(|c| (c / step - 1.0).abs() < EQUAL);
-                *count += 1;
+        let step = w.abs() * scale(source, address.index as usize);
+        match summands.iter_mut().find(|s| s.source == source) {
+            Some(known) => {
+                known.step = known.step.filter(|c| (c / step - 1.0).abs() < EQUAL);
+                known.operands += 1;
             }
-            None => steps.push((source, Some(step), 1)),
+            None => summands.push(Summand { source, step: Some(step), operands: 1 }),
         }
     }
-    steps.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
-    steps
+    summands.sort_by_key(|s| std::cmp::Reverse(s.operands));
+    summands
 }
 
+/// Widens one argument, whose weights are `row`. None where the weights are not equal, false where they would be less than 1.
 fn snap_row(
     graph: &mut Graph,
     (id, o): (NodeId, usize),
@@ -471,33 +553,32 @@ fn snap_row(
     gather: &[Address],
     operands: &[NodeId],
     circle: f64,
-) -> bool {
-    let steps = common_steps(graph, row, gather, operands);
-    let Some((first, Some(step), _)) = steps.first().copied() else { return false };
-    let Some(mut encodings) = graph.node(id).facts.encodings.clone() else { return false };
+) -> Option<bool> {
+    let scale = |source: NodeId, i: usize| graph.node(source).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
+    let summands = summands(row, gather, operands, scale);
+    let Some(&Summand { source: first, step: Some(step), .. }) = summands.first() else { return None };
+    let Some(mut encodings) = graph.node(id).facts.encodings.clone() else { return None };
     let old = encodings[o];
     let weight = (step / old.scale * (1.0 + EQUAL)).floor();
     if weight < 1.0 {
-        return false;
+        return Some(false);
     }
     let scale = step / weight;
     let positions = match &graph.node(id).op {
         Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) => *positions as f64,
-        _ => return false,
+        _ => return None,
     };
     // The middle of the domain keeps its value.
     let middle = 0.5 * positions / circle;
     let offset = old.offset + (old.scale - scale) * middle;
     Arc::make_mut(&mut encodings)[o] = Encoding { scale, offset };
     graph.node_mut(id).facts.encodings = Some(encodings);
-    for (source, _, count) in steps.into_iter().filter(|(s, common, _)| *s != first && common.is_some()) {
-        // A look-up's table takes any scale; the slots of a product share one, and inputs have other readers.
-        let look_up = matches!(graph.node(source).op, Op::He(HeOp::Pbs { .. }));
-        if look_up && count == 1 && graph.users(source).len() == 1 {
-            snap_source(graph, source, scale, row, gather, operands);
-        }
+    for summand in
+        summands.iter().filter(|s| s.source != first && s.follows(graph)).map(|s| s.source).collect::<Vec<_>>()
+    {
+        snap_source(graph, summand, scale, row, gather, operands);
     }
-    true
+    Some(true)
 }
 
 /// Gives a source that only this row reads the scale at which its weight is an integer.
@@ -513,11 +594,17 @@ fn snap_source(graph: &mut Graph, source: NodeId, out: f64, row: &[f64], gather:
     graph.node_mut(source).facts.encodings = Some(encodings);
 }
 
-fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity) -> Result<()> {
+fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity, observed: Option<&Observed>) -> Result<()> {
     let mut problems = Vec::new();
     for id in graph.topological() {
         let Op::He(HeOp::Linear { map, .. }) = &graph.node(id).op else { continue };
-        let integers = integer_weights(graph, id, map);
+        let mut integers = scaled_weights(graph, id, map);
+        match observed {
+            Some(observed) => {
+                round_sets((graph, id, map), &mut integers, observed, sensitivity, &|node, i| scale_of(graph, node, i))
+            }
+            None => integers.iter_mut().for_each(|w| *w = w.round()),
+        }
         if integers.iter().any(|w| w.abs() > MAX_WEIGHT || !w.is_finite()) {
             let help = "raise the calibration margin, or report this model";
             problems.push(Problem::new(graph, id, "an integer weight exceeds 2^30", help));
@@ -555,9 +642,15 @@ fn bias_correction(graph: &Graph, id: NodeId, map: &HeLinear, integers: &[f64], 
     correction
 }
 
-fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
+/// Value of one turn of the torus.
+fn scale_of(graph: &Graph, node: NodeId, element: usize) -> f64 {
+    graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[element].scale)
+}
+
+/// Real weights in integer units; those of absent operands are 0.
+fn scaled_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
     let operands = graph.operands(id);
-    let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
+    let scale = |node: NodeId, i: usize| scale_of(graph, node, i);
     let (m, k) = (map.outputs, map.operands);
     let mut integers = vec![0.0; map.weights.len()];
     let mut done = vec![false; map.weights.len() / (m * k).max(1)];
@@ -575,7 +668,7 @@ fn integer_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
                 }
                 let at = (set * m + r) * k + c;
                 let x = scale(operands[address.port as usize], address.index as usize);
-                integers[at] = (map.weights[at] * x / out).round();
+                integers[at] = map.weights[at] * x / out;
             }
         }
     }

@@ -3,42 +3,52 @@
 //! * [`affine`]: elements of tensors as affine functions of ciphertexts, merged as far as they go;
 //! * [`products`]: which operand of a product rotates, and how many products share a rotation;
 //! * [`InsertBootstraps`]: look-ups, products, packs and keyswitches made explicit;
+//! * [`SelectParameters`]: the cheapest cryptographic parameters that the error budget allows;
+//! * [`WidenForNoise`]: room in ranges for the errors that reach them;
 //! * [`sensitivity`]: what an error anywhere does to the outputs;
 //! * [`InsertRescale`]: the encoding of every ciphertext.
 
 pub mod affine;
 mod insert_bootstraps;
 mod insert_rescale;
+mod nearest_plane;
 pub mod products;
+mod select_parameters;
 pub mod sensitivity;
 mod solver;
+mod widen_for_noise;
 
 pub use insert_bootstraps::{InsertBootstraps, Lowered, lower};
-pub use insert_rescale::InsertRescale;
+pub use insert_rescale::{Analysis, InsertRescale};
+pub use select_parameters::SelectParameters;
+pub use widen_for_noise::WidenForNoise;
 
-use thex_circuit::Parameters;
+use thex_circuit::{NoiseModel, Parameters};
 
-/// Positions kept free at each edge of a whole table: 6σ of the argument noise of the standard parameters, so that the
-/// noise of an argument at the edge does not carry it over and flip the sign.
-const GUARD: f64 = 32.0;
+/// Deviations of the argument noise that are kept free at each edge of a whole table, so that the noise of an argument at the edge does
+/// not carry it over and flip the sign.
+const GUARD_SIGMAS: f64 = 6.5;
 
-/// The least kept free at the edges of a box of a product: 3σ. Past the edge an argument meets its neighbour's slot, which is
-/// wrong but no larger than any product, so rare leaks are borne; at 1σ they are common where probabilities are near 0, which is
-/// where the edge is.
-const LEAST_GUARD: f64 = 16.0;
+/// The least kept free at the edges of a box of a product. Past the edge an argument meets its neighbour's slot, which is wrong but no
+/// larger than any product, so rare leaks are borne; at 1σ they are common where probabilities are near 0, which is where the
+/// edge is.
+const LEAST_GUARD_SIGMAS: f64 = 3.25;
 
 /// Positions kept free at each edge of a look-up's domain, so that the noise of an argument at the edge does not carry it over.
-/// Boxes are small, and what is free is lost to precision: a sixteenth, but at least 3σ, and never more than a quarter.
+/// Boxes are small, and what is free is lost to precision: a sixteenth, but at least [`LEAST_GUARD_SIGMAS`], and never more than a
+/// quarter.
 #[must_use]
-pub fn guard(positions: usize) -> f64 {
+pub fn guard(parameters: &Parameters, positions: usize) -> f64 {
+    let sigma = NoiseModel::new(parameters).argument().sqrt() * parameters.positions() as f64;
+    let (least, most) = ((LEAST_GUARD_SIGMAS * sigma).round(), (GUARD_SIGMAS * sigma).round());
     let positions = positions as f64;
-    (positions / 16.0).floor().clamp(LEAST_GUARD, GUARD).min((positions / 4.0).floor())
+    (positions / 16.0).floor().clamp(least, most).min((positions / 4.0).floor())
 }
 
 /// Torus length that the range of a look-up argument may fill.
 #[must_use]
 pub fn usable(parameters: &Parameters, positions: usize) -> f64 {
-    (positions as f64 - 2.0 * guard(positions)) / parameters.positions() as f64
+    (positions as f64 - 2.0 * guard(parameters, positions)) / parameters.positions() as f64
 }
 
 /// Part of the torus that the range of a decrypted output fills.

@@ -81,6 +81,11 @@ impl Sensitivity {
         floored
     }
 
+    /// Takes the ranges of a graph with the same nodes.
+    pub(super) fn set_widths(&mut self, graph: &Graph) {
+        self.widths.iter_mut().for_each(|(id, of_node)| *of_node = widths(graph, *id));
+    }
+
     /// Σ over elements of gradient × (width of the range)²: times the variance of a noise relative to the range, this
     /// is the variance that it adds to the outputs.
     #[must_use]
@@ -155,7 +160,7 @@ pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
 }
 
 /// Calibration samples that are run backwards, evenly spaced.
-fn chosen_samples<'a>(graph: &Graph, cx: &'a PassCx) -> Vec<&'a Vec<Arc<Tensor>>> {
+pub(super) fn chosen_samples<'a>(graph: &Graph, cx: &'a PassCx) -> Vec<&'a Vec<Arc<Tensor>>> {
     let ciphertexts: usize = graph.ids().map(|id| graph.node(id).shape.iter().product::<usize>()).sum();
     let count = (MAX_WORK / ciphertexts.max(1)).clamp(*SAMPLES.start(), *SAMPLES.end());
     let stride = cx.samples.len().div_ceil(count).max(1);
@@ -418,7 +423,8 @@ fn weight_gradients(
     }
 }
 
-/// Squared gradients with respect to the rounded table values of a product: one for each argument, over all that it multiplies.
+/// Squared gradients with respect to the rounded table values of a product. Arguments at one position of one table meet the same rounding
+/// error: all that they multiply is summed. (Probabilities of tokens that nothing attends to are all at 0.)
 fn table_gradients(
     site: &Site<'_>,
     (argument, accumulator, slots): (&[u32], &[u32], usize),
@@ -428,8 +434,9 @@ fn table_gradients(
     let Op::He(HeOp::Pack { gather, .. }) = &site.graph.node(pack).op else { return 0.0 };
     let sources = site.graph.operands(pack);
     let y: Vec<f64> = site.values[&pack].iter().copied().collect();
-    let mut by_argument: BTreeMap<u32, f64> = BTreeMap::new();
+    let mut by_entry: BTreeMap<(u64, u64, i64), f64> = BTreeMap::new();
     for (r, (&a, &p)) in argument.iter().zip(accumulator).enumerate() {
+        let entry = entry(site, a as usize);
         for s in 0..slots {
             let at = p as usize * slots + s;
             let address = gather[at];
@@ -438,10 +445,23 @@ fn table_gradients(
             }
             let down = scale(sources[address.port as usize], address.index as usize);
             let out = r * slots + s;
-            *by_argument.entry(a).or_default() += site.gradient[out] * scale(site.id, out) * y[at] / down;
+            *by_entry.entry(entry).or_default() += site.gradient[out] * scale(site.id, out) * y[at] / down;
         }
     }
-    by_argument.values().map(|g| g * g).sum()
+    by_entry.values().map(|g| g * g).sum()
+}
+
+/// Table and position that an argument of a product meets: tables differ by the range that they are made for.
+fn entry(site: &Site<'_>, argument: usize) -> (u64, u64, i64) {
+    let keyswitch = site.graph.operands(site.id)[0];
+    let node = site.graph.node(keyswitch);
+    let (Op::He(HeOp::Keyswitch { positions, .. }), Some(ranges)) = (&node.op, &node.facts.ranges) else {
+        return (0, 0, argument as i64);
+    };
+    let (lo, hi) = ranges.of(argument);
+    let x = site.values[&keyswitch].as_slice().map_or(0.0, |x| x[argument]);
+    let position = (x - lo) / (hi - lo).max(f64::MIN_POSITIVE) * *positions as f64;
+    (lo.to_bits(), hi.to_bits(), position as i64)
 }
 
 fn scatter(gather: &[Address], gradient: &[f64], operands: &[NodeId], gradients: &mut Gradients) {

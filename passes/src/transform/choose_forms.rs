@@ -5,7 +5,7 @@
 
 use thex_ir::Graph;
 
-use super::split_client_server::client_work;
+use super::client_work;
 use crate::choice;
 use crate::error::{PassError, Result};
 use crate::pass::{Pass, PassCx};

@@ -21,7 +21,7 @@ pub struct DeferNormalization {
 
 impl Default for DeferNormalization {
     fn default() -> Self {
-        Self { most_extra: 2 }
+        Self { most_extra: 4 }
     }
 }
 

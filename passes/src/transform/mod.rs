@@ -28,6 +28,7 @@ pub use exact_softmax::ExactSoftmax;
 pub use fold_affine::FoldAffine;
 pub use fuse_unary::FuseUnary;
 pub use split_client_server::SplitClientServer;
+pub(crate) use split_client_server::client_work;
 pub use the_x_gelu::TheXGelu;
 pub use the_x_layer_norm::TheXLayerNorm;
 pub use the_x_softmax::TheXSoftmax;

@@ -69,7 +69,7 @@ fn note_tables(prologue: &ClearGraph, cx: &mut PassCx) {
 }
 
 /// Everything that the client will compute.
-pub(super) fn client_work(graph: &Graph) -> BTreeSet<NodeId> {
+pub(crate) fn client_work(graph: &Graph) -> BTreeSet<NodeId> {
     &prologue_nodes(graph) | &epilogue_nodes(graph)
 }
 

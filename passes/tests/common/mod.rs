@@ -32,6 +32,8 @@ pub struct Shape {
     /// Whether a public class token stands in front.
     pub class_token: bool,
     pub mask: Mask,
+    /// Between the two maps of the feed-forward part.
+    pub activation: UnaryFn,
 }
 
 impl Shape {
@@ -44,6 +46,7 @@ impl Shape {
         pre_norm: true,
         class_token: true,
         mask: Mask::None,
+        activation: UnaryFn::Gelu,
     };
 }
 
@@ -176,8 +179,8 @@ impl Net<'_> {
         }
         let fed = if shape.pre_norm { self.norm(&format!("{name}/norm2"), x) } else { x };
         let h = self.linear(&format!("{name}/fc1"), fed, shape.hidden);
-        let gelu = ClearOp::Unary { chain: UnaryChain::from(UnaryFn::Gelu) };
-        let h = self.clear(&format!("{name}/gelu"), gelu, &[h]);
+        let activation = ClearOp::Unary { chain: UnaryChain::from(shape.activation) };
+        let h = self.clear(&format!("{name}/gelu"), activation, &[h]);
         let h = self.linear(&format!("{name}/fc2"), h, shape.width);
         let x = self.clear(&format!("{name}/add2"), ClearOp::Add, &[x, h]);
         if shape.pre_norm { x } else { self.norm(&format!("{name}/norm2"), x) }

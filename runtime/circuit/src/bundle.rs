@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clear::ClearGraph;
+use crate::clear::bounds::elements;
 use crate::interface::Interface;
 use crate::params::Parameters;
 
@@ -69,4 +70,47 @@ pub struct ClientBundle {
     /// Tokenizer, image normalisation and class names, where the compiler was given them.
     #[serde(default, skip_serializing_if = "Interface::is_empty")]
     pub interface: Interface,
+}
+
+impl Port {
+    /// Checks that lists have one entry for each element, and that numbers are numbers.
+    fn verify(&self) -> Result<(), String> {
+        let count = self.encodings.len();
+        if elements(&self.shape) != Some(count) {
+            return Err(format!("port `{}` has not one encoding for each element", self.name));
+        }
+        let fits = |len: usize| len == 0 || len == count;
+        if !fits(self.ranges.len()) || !fits(self.noise.len()) {
+            return Err(format!("port `{}` has not one range or noise for each element", self.name));
+        }
+        let numbers = self.encodings.iter().all(|e| e.scale.is_finite() && e.offset.is_finite())
+            && self.ranges.iter().all(|(lo, hi)| lo <= hi)
+            && self.noise.iter().all(|&sd| sd >= 0.0 && sd.is_finite());
+        if numbers { Ok(()) } else { Err(format!("port `{}` has impossible encodings, ranges or noise", self.name)) }
+    }
+}
+
+impl ClientBundle {
+    /// Checks everything that encryption and decryption rely on: sizes and work of the two graphs, that they fit the ports, and the
+    /// ports themselves.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn verify(&self) -> Result<(), String> {
+        self.interface.check(&self.prologue.inputs)?;
+        self.inputs.iter().chain(&self.outputs).try_for_each(Port::verify)?;
+        let given = self.prologue.verify()?;
+        let taken: Vec<Vec<usize>> = self.epilogue.inputs.iter().map(|(_, shape)| shape.clone()).collect();
+        self.epilogue.verify()?;
+        let fit = |shapes: &[Vec<usize>], ports: &[Port]| {
+            shapes.len() == ports.len() && shapes.iter().zip(ports).all(|(s, p)| elements(s) == Some(p.encodings.len()))
+        };
+        if !fit(&given, &self.inputs) {
+            return Err("what its prologue computes is not what is encrypted".into());
+        }
+        if !fit(&taken, &self.outputs) {
+            return Err("what its epilogue takes is not what is decrypted".into());
+        }
+        Ok(())
+    }
 }

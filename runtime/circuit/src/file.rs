@@ -1,9 +1,13 @@
 //! The container that circuits and client bundles travel in: a safetensors file whose metadata holds one JSON
 //! manifest, next to the binary tensors that the manifest leaves out.
 //!
-//! The manifest starts with the kind and the format version. The *digest* of a circuit is the SHA-256 of its
-//! bytes, so the same circuit has the same digest on every machine. Writing is atomic: a temporary file in
-//! the same folder, then a rename.
+//! The manifest starts with the kind, the format version and the file's seal: the SHA-256 of the whole file with the seal's own 64
+//! digits as zeros, so that no bit of it can flip unnoticed. That start lies at a fixed place and serves as the magic number.
+//! `docs/FORMATS.md` has the promise of compatibility. The *digest* of a circuit, which bundle, keys and ciphertexts carry, is the
+//! SHA-256 of its bytes, so the same circuit has the same digest on every machine.
+//!
+//! Reading takes the header first, and allocates for the rest only when kind, version and lengths are right. Writing is atomic: a
+//! temporary file in the same folder, then a rename.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -28,12 +32,40 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// No file larger than this is read into memory.
 const MAX_FILE_BYTES: u64 = 8 << 30;
+/// The longest header: safetensors' own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// How every file of ours starts, after the eight bytes of its header's length.
+const MAGIC: &[u8] = br#"{"__metadata__":{"thex":"{\"kind\":\""#;
+/// What the seal comes after; it lies in the first bytes of the header.
+const SEAL: &[u8] = br#"\"sha256\":\""#;
+const SEAL_DIGITS: usize = 64;
 
 #[derive(Serialize, Deserialize)]
 struct Manifest<T> {
     kind: String,
     version: u32,
+    sha256: String,
+    writer: String,
     body: T,
+}
+
+/// What a file of another format version says to who reads it: which thex wrote it, and which one reads it.
+///
+/// `writer` is what the file says of its writer, and `again` what to do where no other thex is at hand.
+#[must_use]
+pub fn other_version(found: u32, read: u32, writer: Option<&str>, again: &str) -> String {
+    let this = env!("CARGO_PKG_VERSION");
+    // It goes to a terminal.
+    let writer = writer.filter(|w| w.len() <= 32 && w.chars().all(|c| c.is_ascii_alphanumeric() || ".-+".contains(c)));
+    let wrote = writer.map_or_else(String::new, |w| format!(", written by thex {w}"));
+    let reader = match writer {
+        Some(writer) if found > read => format!("thex {writer} or later reads it"),
+        None if found > read => "a later thex reads it".to_owned(),
+        _ => format!("the thex that wrote it reads it, thex {this} does not"),
+    };
+    format!(
+        "its format has version {found}{wrote}; this is thex {this}, which reads version {read}. {reader}; or {again}"
+    )
 }
 
 /// Name of the tensor of bytes that holds a bundle's tokenizer.
@@ -85,40 +117,144 @@ fn serialize<T: Serialize>(
     body: &T,
     blobs: &BTreeMap<String, Blob>,
 ) -> std::result::Result<Vec<u8>, String> {
-    let manifest = Manifest { kind: kind.to_owned(), version: FORMAT_VERSION, body };
+    let manifest = Manifest {
+        kind: kind.to_owned(),
+        version: FORMAT_VERSION,
+        sha256: "0".repeat(SEAL_DIGITS),
+        writer: env!("CARGO_PKG_VERSION").to_owned(),
+        body,
+    };
     let text = serde_json::to_string(&manifest).map_err(|e| e.to_string())?;
     let metadata = HashMap::from([("thex".to_owned(), text)]);
-    safetensors::serialize(blobs.iter(), Some(metadata)).map_err(|e| e.to_string())
+    let mut bytes = safetensors::serialize(blobs.iter(), Some(metadata)).map_err(|e| e.to_string())?;
+    let place = seal_place(&bytes).ok_or("its header does not start as it should")?;
+    let sum = digest(&bytes);
+    bytes[place].copy_from_slice(sum.as_bytes());
+    Ok(bytes)
 }
 
-fn manifest<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> std::result::Result<T, String> {
+/// Where the seal's digits lie.
+fn seal_place(bytes: &[u8]) -> Option<std::ops::Range<usize>> {
+    let start = 8 + MAGIC.len();
+    let head = bytes.get(start..bytes.len().min(start + 64))?;
+    let at = head.windows(SEAL.len()).position(|w| w == SEAL)? + start + SEAL.len();
+    (at + SEAL_DIGITS <= bytes.len()).then_some(at..at + SEAL_DIGITS)
+}
+
+/// Refuses a file with any byte other than those that were written.
+fn check_seal(bytes: &[u8]) -> std::result::Result<(), String> {
+    let place = seal_place(bytes)
+        .ok_or("it has no digest, so it was written before the format was fixed: compile the model again")?;
+    let mut hash = Sha256::new();
+    hash.update(&bytes[..place.start]);
+    hash.update([b'0'; SEAL_DIGITS]);
+    hash.update(&bytes[place.end..]);
+    if hex(&hash.finalize()).as_bytes() == &bytes[place] {
+        return Ok(());
+    }
+    Err("it is damaged or was altered (its digest is another): copy or compile it again".into())
+}
+
+/// The manifest's text, after a check of kind and version. `bytes` needs no more than the header.
+fn manifest_text(bytes: &[u8], kind: &str) -> std::result::Result<String, String> {
     #[derive(Deserialize)]
     struct Head {
         kind: String,
         version: u32,
+        writer: Option<String>,
     }
+    let damaged = |e: &dyn std::fmt::Display| format!("its manifest is damaged: {e}");
     let (_, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|e| format!("it is truncated or no thex file ({e:?})"))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get("thex"));
     let text = text.ok_or("it is a safetensors file, but not one of thex")?;
-    let head: Head = serde_json::from_str(text).map_err(|e| format!("its manifest is damaged: {e}"))?;
+    let head: Head = serde_json::from_str(text).map_err(|e| damaged(&e))?;
     if head.kind != kind {
-        return Err(format!("it is a {}, not a {kind}", head.kind));
+        return Err(format!("it is a {}, not a {kind}", head.kind.chars().take(32).collect::<String>()));
     }
     if head.version != FORMAT_VERSION {
-        return Err(format!(
-            "its format has version {}; this program reads version {FORMAT_VERSION}: compile the model again",
-            head.version
-        ));
+        let again = "compile the model again";
+        return Err(other_version(head.version, FORMAT_VERSION, head.writer.as_deref(), again));
     }
-    let full: Manifest<T> = serde_json::from_str(text).map_err(|e| format!("its manifest is damaged: {e}"))?;
+    Ok(text.clone())
+}
+
+fn manifest<T: DeserializeOwned>(bytes: &[u8], kind: &str) -> std::result::Result<T, String> {
+    let text = manifest_text(bytes, kind)?;
+    check_seal(bytes)?;
+    let full: Manifest<T> = serde_json::from_str(&text).map_err(|e| format!("its manifest is damaged: {e}"))?;
     Ok(full.body)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Reads a circuit or bundle: its header first, and the rest only if that is of the right kind and version and as long as it says.
+fn read_container(path: &Path, kind: &'static str) -> Result<Vec<u8>> {
+    let io = |source| CircuitError::Io { action: "read", path: path.to_owned(), source };
+    let refuse = |reason: &str| Err(malformed(path, kind, reason.to_owned()));
+    let (mut file, length) = open_limited(path, MAX_FILE_BYTES)?;
+    let truncated = "it is truncated: copy or compile it again";
+    if length < 8 {
+        return refuse(truncated);
+    }
+    let mut bytes = vec![0; 8];
+    file.read_exact(&mut bytes).map_err(io)?;
+    let header = u64::from_le_bytes(bytes[..].try_into().unwrap_or_default());
+    if header > MAX_HEADER_BYTES || header < MAGIC.len() as u64 {
+        return refuse("it is no thex file");
+    }
+    if header > length - 8 {
+        return refuse(truncated);
+    }
+    (&mut file).take(header).read_to_end(&mut bytes).map_err(io)?;
+    if !bytes[8..].starts_with(MAGIC) {
+        return refuse("it is no thex file");
+    }
+    let declared = declared_bytes(&bytes[8..]).map_err(|reason| malformed(path, kind, reason))?;
+    if declared.checked_add(8 + header) != Some(length) {
+        return refuse("it is truncated, or has something appended: copy or compile it again");
+    }
+    file.take(length - 8 - header).read_to_end(&mut bytes).map_err(io)?;
+    manifest_text(&bytes, kind).map_err(|reason| malformed(path, kind, reason))?;
+    Ok(bytes)
+}
+
+/// Where the last tensor ends, by the header alone.
+fn declared_bytes(header: &[u8]) -> std::result::Result<u64, String> {
+    #[derive(Deserialize)]
+    struct Entry {
+        data_offsets: Option<(u64, u64)>,
+    }
+    let entries: BTreeMap<String, Entry> =
+        serde_json::from_slice(header).map_err(|e| format!("its header is damaged ({e}): copy or compile it again"))?;
+    Ok(entries.values().filter_map(|e| e.data_offsets).map(|(_, end)| end).max().unwrap_or(0))
 }
 
 /// SHA-256 of bytes, in hex.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(bytes))
+}
+
+/// Opens a file that is at most `limit` bytes long; also returns how many it has.
+///
+/// # Errors
+/// [`CircuitError::Io`] with the path and the reason.
+pub fn open_limited(path: &Path, limit: u64) -> Result<(std::fs::File, u64)> {
+    let io = |source| CircuitError::Io { action: "read", path: path.to_owned(), source };
+    // Before it is opened: a pipe would wait for its writer.
+    let kind = std::fs::metadata(path).map_err(io)?;
+    if !kind.is_file() {
+        return Err(io(std::io::Error::other("it is not a file")));
+    }
+    let file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    if length > limit {
+        return Err(io(std::io::Error::other(format!("it has {length} bytes, more than {limit}"))));
+    }
+    Ok((file, length))
 }
 
 /// Reads a file that is at most `limit` bytes long.
@@ -127,14 +263,11 @@ pub fn digest(bytes: &[u8]) -> String {
 /// [`CircuitError::Io`] with the path and the reason.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let io = |source| CircuitError::Io { action: "read", path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(io)?;
-    if !metadata.is_file() {
-        return Err(io(std::io::Error::other("it is not a file")));
-    }
-    if metadata.len() > limit {
-        return Err(io(std::io::Error::other(format!("it has {} bytes, more than {limit}", metadata.len()))));
-    }
-    std::fs::read(path).map_err(io)
+    let (file, length) = open_limited(path, limit)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    // A file that grows meanwhile is cut.
+    file.take(length).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 /// Writes a file whole or not at all; `private` gives it mode 0600.
@@ -165,7 +298,6 @@ pub fn write_atomic(path: &Path, bytes: &[u8], private: bool) -> Result<()> {
 /// Whether a file says that it is a client bundle. Reads the header only; what else is wrong, [`ClientBundle::load`] tells.
 #[must_use]
 pub fn is_bundle(path: &Path) -> bool {
-    const MAX_HEADER_BYTES: u64 = 100 << 20;
     let start = || {
         let mut file = std::fs::File::open(path).ok()?;
         let mut length = [0; 8];
@@ -220,7 +352,7 @@ impl Circuit {
     /// # Errors
     /// [`CircuitError`] that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<(Self, String)> {
-        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let bytes = read_container(path, "circuit")?;
         let circuit = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "circuit", reason))?;
         circuit.parameters.check()?;
         Ok((circuit, digest(&bytes)))
@@ -276,7 +408,8 @@ impl Circuit {
             let ok = match instruction {
                 Instruction::Linear(x) => linear_ok(x, lwe) && extend(&mut lwe, &x.dst).is_some(),
                 Instruction::Keyswitch(x) => {
-                    below(&x.gather, lwe, false)
+                    x.domain > 0
+                        && below(&x.gather, lwe, false)
                         && x.gather.len() == x.dst.len as usize
                         && x.domain as usize <= size
                         && extend(&mut small, &x.dst).is_some()
@@ -363,6 +496,9 @@ fn put_constants(blobs: &mut BTreeMap<String, Blob>, prefix: &str, graph: &Clear
 fn take_constants(tensors: &SafeTensors<'_>, prefix: &str) -> std::result::Result<Vec<Arc<Tensor>>, String> {
     let mut constants = Vec::new();
     while let Ok(view) = tensors.tensor(&format!("{prefix}.{:06}", constants.len())) {
+        if view.dtype() != Dtype::F64 {
+            return Err(format!("constant {} of its {prefix} has the wrong type", constants.len()));
+        }
         let values: Vec<f64> =
             view.data().chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().unwrap_or_default())).collect();
         let tensor = ArrayD::from_shape_vec(IxDyn(view.shape()), values);
@@ -392,7 +528,7 @@ impl ClientBundle {
     /// # Errors
     /// [`CircuitError`] that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let bytes = read_container(path, "client bundle")?;
         let bundle = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "client bundle", reason))?;
         bundle.parameters.check()?;
         Ok(bundle)
@@ -411,13 +547,7 @@ impl ClientBundle {
             }
             text.tokenizer = view.data().into();
         }
-        bundle.interface.check(&bundle.prologue.inputs)?;
-        for port in bundle.inputs.iter().chain(&bundle.outputs) {
-            let elements = port.shape.iter().try_fold(1_usize, |a, &b| a.checked_mul(b));
-            if elements != Some(port.encodings.len()) {
-                return Err(format!("port `{}` has not one encoding for each element", port.name));
-            }
-        }
+        bundle.verify()?;
         Ok(bundle)
     }
 }

@@ -204,13 +204,13 @@ impl Instruction {
     #[must_use]
     pub fn multiply_adds(&self) -> u64 {
         let Self::Linear(linear) = self else { return 0 };
-        let per_set = (linear.outputs * linear.operands) as usize;
+        let per_set = (linear.outputs as usize).saturating_mul(linear.operands as usize);
         if per_set == 0 {
             return 0;
         }
         let nonzero: Vec<u64> =
             linear.weights.chunks(per_set).map(|set| set.iter().filter(|&&w| w != 0).count() as u64).collect();
-        linear.set.iter().map(|&s| nonzero[s as usize]).sum()
+        linear.set.iter().filter_map(|&s| nonzero.get(s as usize)).sum()
     }
 }
 

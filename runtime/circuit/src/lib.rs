@@ -15,6 +15,8 @@ pub mod instruction;
 pub mod interface;
 pub mod noise;
 pub mod params;
+mod part;
+pub mod security;
 
 pub use bundle::{ClientBundle, Encoding, Port};
 pub use error::CircuitError;

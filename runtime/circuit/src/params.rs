@@ -6,6 +6,9 @@
 //! that tfhe's own curve (`minimal_lwe_variance_for_132_bits_security_gaussian`, fitted to the lattice
 //! estimator at 132 bits) asks for at the dimension, so a parameter set cannot state a weaker one.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::noise_formulas::secure_noise::minimal_lwe_variance_for_132_bits_security_gaussian;
 use tfhe::core_crypto::prelude::{
@@ -14,6 +17,7 @@ use tfhe::core_crypto::prelude::{
 };
 
 use crate::error::{CircuitError, Result};
+use crate::security;
 
 /// 2^64 as a float, the modulus that the noise formulas take.
 pub const MODULUS_F64: f64 = 18_446_744_073_709_551_616.0;
@@ -21,10 +25,8 @@ pub const MODULUS_F64: f64 = 18_446_744_073_709_551_616.0;
 /// The security level of tfhe's noise curve, in bits.
 pub const SECURITY_BITS: u32 = 132;
 
-/// The dimensions that thex accepts: those around tfhe's own parameter sets, which its noise curve serves. Outside, the
-/// curve would be an extrapolation, and a circuit is refused.
-const SMALL_DIMENSIONS: std::ops::RangeInclusive<usize> = 600..=1200;
-const BIG_DIMENSIONS: std::ops::RangeInclusive<usize> = 1600..=8192;
+/// No evaluation key may have more 64-bit words than this (4 GiB): a hostile file could ask for 63 levels of everything.
+const MAX_KEY_WORDS: usize = 1 << 29;
 
 /// Base (log2) and levels of a gadget decomposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +45,14 @@ impl Decomposition {
     }
 }
 
-/// One set of TFHE parameters.
+impl fmt::Display for Decomposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.base_log.0, self.level.0)
+    }
+}
+
+/// One set of TFHE parameters. As text, `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
+/// keyswitch, bootstrap and packing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
     /// n: dimension of the small key.
@@ -74,6 +83,17 @@ impl Parameters {
             keyswitch: Decomposition::new(3, 5),
             bootstrap: Decomposition::new(15, 2),
             packing: Decomposition::new(12, 3),
+        }
+    }
+
+    /// The same decompositions at other dimensions n, k and N.
+    #[must_use]
+    pub fn with_dimensions(self, n: usize, k: usize, size: usize) -> Self {
+        Self {
+            lwe_dimension: LweDimension(n),
+            glwe_dimension: GlweDimension(k),
+            polynomial_size: PolynomialSize(size),
+            ..self
         }
     }
 
@@ -119,23 +139,37 @@ impl Parameters {
         CiphertextModulus::new_native()
     }
 
-    /// Refuses parameters outside the accepted dimensions, or that tfhe cannot run.
+    /// Words of the seeded keyswitch, bootstrap and packing keys.
+    #[must_use]
+    pub fn key_words(&self) -> [usize; 3] {
+        let (big, glwe) = (self.big_lwe_dimension().0, self.glwe_words());
+        [
+            big * self.keyswitch.level.0,
+            self.lwe_dimension.0 * self.bootstrap.level.0 * glwe,
+            big * self.packing.level.0 * self.polynomial_size.0,
+        ]
+    }
+
+    /// Refuses parameters whose dimensions are not in the [table](crate::security), that tfhe cannot run, or whose keys would be
+    /// huge. Everything that reads a circuit, bundle or key calls this, and so does the compiler before it writes one.
     ///
     /// # Errors
     /// [`CircuitError::Parameters`] names the offending quantity and its bounds.
     pub fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(CircuitError::Parameters(what));
-        let n = self.lwe_dimension.0;
-        if !SMALL_DIMENSIONS.contains(&n) {
+        let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
+        if n > 1024 || security::level(n).is_none_or(|l| l.bits < security::LEAST_BITS) {
             return refuse(format!(
-                "small LWE dimension {n} lies outside {SMALL_DIMENSIONS:?}, where the 128-bit noise curve holds"
+                "small LWE dimension {n} is not in the table of dimensions with 128 bits (600 to 1024)"
             ));
         }
-        let (k, size) = (self.glwe_dimension.0, self.polynomial_size.0);
-        let power_of_two = size.is_power_of_two() && (512..=8192).contains(&size);
-        if !power_of_two || k == 0 || k > 8 || !BIG_DIMENSIONS.contains(&(k * size)) {
+        // Bounds first, so that no product overflows.
+        let small_enough = size.is_power_of_two() && (512..=8192).contains(&size) && (1..=8).contains(&k);
+        if !small_enough || security::level(k * size).is_none_or(|l| l.bits < security::LEAST_BITS || k * size <= 1024)
+        {
             return refuse(format!(
-                "GLWE dimension {k} with polynomial size {size}: k·N must lie in {BIG_DIMENSIONS:?} and N be a power of two"
+                "GLWE dimension {k} with polynomial size {size}: k·N is not in the table of dimensions with 128 bits (1536 to \
+                 8192), or N no power of two of 512 to 8192"
             ));
         }
         for (name, d) in [("keyswitch", self.keyswitch), ("bootstrap", self.bootstrap), ("packing", self.packing)] {
@@ -144,6 +178,139 @@ impl Parameters {
                 return refuse(format!("{name} decomposition 2^{base} × {level} is not within 1..=63 bits"));
             }
         }
-        Ok(())
+        match self.key_words().iter().sum::<usize>() {
+            words if words > MAX_KEY_WORDS => refuse(format!(
+                "evaluation keys of {words} words, more than {MAX_KEY_WORDS}: the decompositions have too many levels"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
+        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)
+    }
+}
+
+impl FromStr for Parameters {
+    type Err = CircuitError;
+
+    /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong =
+            || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
+        let parts: Vec<(&str, &str)> =
+            text.split(',').map(|p| p.split_once('=').ok_or_else(wrong)).collect::<Result<_>>()?;
+        let one = |name: &str| {
+            let mut found = parts.iter().filter(|(n, _)| *n == name).map(|(_, value)| *value);
+            found.next().filter(|_| found.next().is_none()).ok_or_else(wrong)
+        };
+        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+        let dimension = |name: &str| number(one(name)?);
+        let decomposition = |name: &str| {
+            let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
+            Ok(Decomposition::new(number(base)?, number(level)?))
+        };
+        if parts.len() != 6 {
+            return Err(wrong());
+        }
+        Ok(Self {
+            lwe_dimension: LweDimension(dimension("n")?),
+            glwe_dimension: GlweDimension(dimension("k")?),
+            polynomial_size: PolynomialSize(dimension("N")?),
+            keyswitch: decomposition("ks")?,
+            bootstrap: decomposition("bs")?,
+            packing: decomposition("pk")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn with(change: impl Fn(&mut Parameters)) -> Result<()> {
+        let mut p = Parameters::standard();
+        change(&mut p);
+        p.check()
+    }
+
+    #[test]
+    fn only_dimensions_of_the_table_pass() {
+        for (n, k, size) in [(600, 1, 2048), (1024, 1, 4096), (850, 2, 1024), (700, 3, 512), (900, 1, 8192)] {
+            let set = |p: &mut Parameters| {
+                (p.lwe_dimension, p.glwe_dimension, p.polynomial_size) =
+                    (LweDimension(n), GlweDimension(k), PolynomialSize(size));
+            };
+            assert!(with(set).is_ok(), "{n} {k} {size}");
+        }
+        for (n, k, size) in [
+            (599, 1, 2048),
+            (1025, 1, 2048),
+            (2048, 1, 2048),
+            (0, 1, 2048),
+            (850, 1, 1024),
+            (850, 2, 512),
+            (850, 0, 2048),
+            (850, 9, 2048),
+            (850, 1, 3000),
+            (850, 1, 16384),
+            (850, usize::MAX, 2),
+            (usize::MAX, 1, usize::MAX),
+        ] {
+            let set = |p: &mut Parameters| {
+                (p.lwe_dimension, p.glwe_dimension, p.polynomial_size) =
+                    (LweDimension(n), GlweDimension(k), PolynomialSize(size));
+            };
+            let error = with(set).unwrap_err();
+            assert_eq!(error.code(), "TX0103", "{n} {k} {size}");
+        }
+    }
+
+    #[test]
+    fn decompositions_are_bounded() {
+        for d in [Decomposition::new(0, 5), Decomposition::new(3, 0), Decomposition::new(8, 8)] {
+            assert!(with(|p| p.keyswitch = d).is_err(), "{d:?}");
+        }
+        assert!(with(|p| p.bootstrap = Decomposition::new(usize::MAX, 2)).is_err());
+        let error = with(|p| {
+            p.polynomial_size = PolynomialSize(8192);
+            p.packing = Decomposition::new(1, 63);
+        });
+        assert!(error.unwrap_err().to_string().contains("too many levels"));
+    }
+
+    #[test]
+    fn a_file_cannot_state_its_own_noise() {
+        let mut json = serde_json::to_value(Parameters::standard()).unwrap();
+        json["small_noise"] = serde_json::json!(0.0);
+        json["noise"] = serde_json::json!({ "variance": 0.0 });
+        let p: Parameters = serde_json::from_value(json).unwrap();
+        assert_eq!(p, Parameters::standard());
+        assert!((0.5 * p.small_noise().0.log2() + 18.5004).abs() < 1e-3);
+    }
+
+    #[test]
+    fn text_form_is_read_back() {
+        let standard = Parameters::standard();
+        assert_eq!(standard.to_string(), "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3");
+        assert_eq!(standard.to_string().parse::<Parameters>().unwrap(), standard);
+        assert_eq!("N=2048,k=1,n=850,pk=12x3,ks=3x5,bs=15x2".parse::<Parameters>().unwrap(), standard);
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "n=850",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12",
+            "n=850,n=850,N=2048,ks=3x5,bs=15x2,pk=12x3",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,q=64",
+        ] {
+            assert!(text.parse::<Parameters>().is_err(), "{text}");
+        }
     }
 }

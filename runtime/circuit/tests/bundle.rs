@@ -6,7 +6,10 @@ use std::path::Path;
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::file::is_bundle;
 use thex_circuit::interface::{MAX_LABELS, MAX_TOKENIZER_BYTES};
-use thex_circuit::{Circuit, ClientBundle, ImageFormat, Interface, Parameters, TextFormat, TokenRole};
+use thex_circuit::{Circuit, ClientBundle, Encoding, ImageFormat, Interface, Parameters, Port, TextFormat, TokenRole};
+
+mod common;
+use common::reseal;
 
 fn bundle(interface: Interface) -> ClientBundle {
     ClientBundle {
@@ -14,7 +17,13 @@ fn bundle(interface: Interface) -> ClientBundle {
         model: "tiny.onnx".into(),
         parameters: Parameters::standard(),
         prologue: ClearGraph::identity(&[("input_ids".into(), vec![1, 3])]),
-        inputs: Vec::new(),
+        inputs: vec![Port {
+            name: "input_ids".into(),
+            shape: vec![1, 3],
+            encodings: vec![Encoding { scale: 16.0, offset: 0.0 }; 3],
+            ranges: vec![(0.0, 7.0); 3],
+            noise: Vec::new(),
+        }],
         outputs: Vec::new(),
         epilogue: ClearGraph::default(),
         interface,
@@ -72,7 +81,8 @@ fn damaged_tokenizers_are_refused() {
     let at = bytes.windows(3).rposition(|w| w == b"u00").unwrap();
     let mut flipped = bytes;
     flipped[at] = b'U';
-    assert!(load(&flipped).unwrap_err().contains("tokenizer is damaged"));
+    assert!(load(&flipped).unwrap_err().contains("was altered"));
+    assert!(load(&reseal(flipped)).unwrap_err().contains("tokenizer is damaged"));
 
     let with = |change: &dyn Fn(&mut TextFormat)| {
         let mut text = text();
@@ -93,7 +103,7 @@ fn a_missing_tokenizer_is_noticed() {
     let at = bytes.windows(12).position(|w| w == b"\"tokenizer\":").unwrap();
     let mut renamed = bytes;
     renamed[at + 1] = b'T';
-    assert!(load(&renamed).unwrap_err().contains("tokenizer is missing"));
+    assert!(load(&reseal(renamed)).unwrap_err().contains("tokenizer is missing"));
 }
 
 #[test]
@@ -109,6 +119,25 @@ fn labels_and_normalisation_are_bounded() {
     };
     refuse(image(&[], &[0.0]), "positive");
     refuse(image(&[0.0; 2], &[]), "2 values for 3 channels");
+}
+
+#[test]
+fn bundles_that_do_not_fit_their_ports_are_refused() {
+    let refuse = |change: &dyn Fn(&mut ClientBundle), mention: &str| {
+        let mut bundle = bundle(Interface::default());
+        change(&mut bundle);
+        let error = load(&bundle.to_bytes().unwrap()).unwrap_err();
+        assert!(error.contains(mention), "{error}");
+    };
+    refuse(&|b| b.inputs.clear(), "prologue");
+    refuse(&|b| b.inputs[0].shape = vec![3, 3], "one encoding");
+    refuse(&|b| b.inputs[0].shape = vec![1 << 63, 2, 3], "one encoding");
+    refuse(&|b| b.inputs[0].ranges.truncate(2), "one range");
+    refuse(&|b| b.inputs[0].ranges[1] = (2.0, 1.0), "impossible");
+    refuse(&|b| b.prologue.inputs[0].1 = vec![1, 4], "prologue");
+    refuse(&|b| b.prologue.inputs[0].1 = vec![1 << 40, 1 << 40], "elements");
+    refuse(&|b| b.prologue.outputs[0].1 = 5, "input_ids");
+    refuse(&|b| b.epilogue = ClearGraph::identity(&[("y".into(), vec![2])]), "epilogue");
 }
 
 #[test]

@@ -9,8 +9,9 @@ use super::device::Buffer;
 use super::operations::{Layout, Operations, Tables, WORD};
 use super::times::Times;
 use crate::error::{Result, RuntimeError};
-use crate::executor::{Liveness, Space, block_of, destination};
+use crate::executor::Liveness;
 use crate::progress::Progress;
+use crate::state::{Space, block_of};
 
 /// A block of ciphertexts.
 struct Resident {
@@ -95,7 +96,7 @@ pub(super) fn run(
         let name = circuit.provenance.get(i).map_or("", |p| p.name.as_str());
         progress.step(name, circuit.pbs_count());
         let start = Instant::now();
-        let (space, block) = destination(instruction);
+        let (space, block) = (Space::of(instruction), instruction.destination());
         let width = state.memory(space).width;
         let buffer = operations.stream().allocate(block.len as usize * width * WORD)?;
         let layout = step(operations, instruction, &state, buffer.at(0), progress)?;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::matrix::{GROUP, TILE, block_product};
 
 /// Output rows that share one gathering of operand tiles.
-const ROWS: usize = 64;
+pub(crate) const ROWS: usize = 64;
 /// Below this share of non-zero weights, rows are summed term by term.
 const DENSE: f64 = 0.4;
 /// Vectors of sums in registers for a sparse row.

@@ -64,6 +64,11 @@ pub(crate) fn block_product(sums: &mut [u64; GROUP * TILE], left: &[u64], right:
 }
 
 impl TiledMatrix {
+    /// Bytes of a matrix in memory.
+    pub(crate) fn bytes(rows: usize, columns: usize) -> u64 {
+        (columns.div_ceil(TILE) * TILE * rows * 8) as u64
+    }
+
     /// Lays a row-major matrix out by tiles.
     pub(crate) fn new(row_major: &[u64], columns: usize) -> Self {
         let rows = row_major.len() / columns;

@@ -7,7 +7,7 @@ use thex_circuit::params::Decomposition;
 use super::matrix::{GROUP, TiledMatrix};
 
 /// Ciphertexts whose digits are in memory at once.
-const BATCH: usize = 128;
+pub(crate) const BATCH: usize = 128;
 
 /// Digits, negated, of the masks of up to [`BATCH`] ciphertexts: `[group][mask element and level][GROUP]`.
 fn digits(inputs: &[&[u64]], decomposition: Decomposition, words: usize) -> Vec<u64> {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use thex_fuzz::{Random, mutate, target};
+use thex_fuzz::Random;
+use thex_fuzz::import::{mutate, target};
 
 static SCRATCH: LazyLock<PathBuf> =
     LazyLock::new(|| std::env::temp_dir().join(format!("thex-fuzz-{}.onnx", std::process::id())));

@@ -9,7 +9,8 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use thex_fuzz::{Random, mutate, target};
+use thex_fuzz::Random;
+use thex_fuzz::import::{mutate, target};
 
 fn corpus(folder: &Path) -> Vec<Vec<u8>> {
     let mut files: Vec<PathBuf> =

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use thex::compare::compare;
-use thex::error::Result;
+use thex::error::{CompileError, Result};
 use thex::evaluate::{Mode, Workload};
 use thex_runtime::commands::Device;
 
@@ -40,7 +40,11 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs) -> Result<()> {
-    let options = args.rewriting.options(&args.model, &args.calibration, None)?;
+    let options = args.rewriting.plain_options(&args.model, &args.calibration)?;
+    if args.profiles.iter().any(|p| matches!(p, ProfileArg::Auto)) {
+        let help = "`auto` is no profile to compare: `thex compile --profile auto` searches, and shows every trial beside the others";
+        return Err(CompileError::Usage(help.into()));
+    }
     let profiles: Vec<_> = args.profiles.iter().map(|&p| p.into()).collect();
     let work = Workload {
         model: args.model.clone(),

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use thex::error::Result;
+use thex::auto::{Budget, search};
+use thex::error::{CompileError, Result};
 use thex::export;
-use thex::pipeline::{Compiled, compile, rewrite, with_suffix};
+use thex::pipeline::{CompileOptions, Compiled, compile, rewrite, with_suffix};
 use thex::report::{self, data};
 use thex_circuit::file::write_atomic;
 use thex_runtime::{calibrate, check_writable};
@@ -14,7 +15,7 @@ use crate::model::ModelArgs;
 use crate::print_out;
 
 /// Compile an ONNX transformer. Writes OUT.circuit (for the server), OUT.client (for the client), and two files that
-/// neither needs: OUT.report.json (for `thex report`) and OUT.graph (for `thex export`).
+/// neither needs: OUT.report.json (for `thex report` and `thex verify`) and OUT.graph (for `thex export`).
 #[derive(clap::Args)]
 pub(crate) struct CompileArgs {
     /// The model.
@@ -26,6 +27,13 @@ pub(crate) struct CompileArgs {
     calibration: PathBuf,
     #[command(flatten)]
     rewriting: ModelArgs,
+    /// With `--profile auto`: points that the circuit may lose against the exact one, of accuracy where the calibration data have
+    /// `label`, else of agreement with the float model, for embeddings of the cosine. [default: 0.5]
+    #[arg(long, value_name = "POINTS", conflicts_with = "budget_seconds")]
+    budget_accuracy: Option<f64>,
+    /// With `--profile auto`: seconds that a run may take on this machine, at the least loss.
+    #[arg(long, value_name = "S")]
+    budget_seconds: Option<f64>,
     /// Write the IR after every pass into this folder.
     #[arg(long, value_name = "DIR")]
     dump_ir: Option<PathBuf>,
@@ -44,13 +52,19 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     paths.iter().try_for_each(|path| check_writable(path))?;
     let mut options = args.rewriting.options(&args.model, &args.calibration, args.dump_ir.clone())?;
     options.interface = args.interface.options();
+    if args.rewriting.auto() {
+        search_forms(args, &mut options)?;
+    } else if args.budget_accuracy.is_some() || args.budget_seconds.is_some() {
+        return Err(CompileError::Usage("--budget-accuracy and --budget-seconds are for `--profile auto`".into()));
+    }
     if let Some(pass) = &args.stop_after {
         let rewritten = rewrite(&options, Some(pass))?;
         eprint!("{}", report::pass_table(&rewritten.records));
         return print_out(&thex_ir::print::print(&rewritten.graph));
     }
     let compiled = compile(&options)?;
-    let side = data::collect(&compiled).to_bytes()?;
+    let recipe = Some(data::Recipe::new(&options));
+    let side = data::ReportData { recipe, ..data::collect(&compiled) }.to_bytes()?;
     let emitted = &compiled.emitted;
     for (path, bytes) in paths.iter().zip([&emitted.circuit_bytes, &emitted.bundle_bytes, &side, &compiled.graph_bytes])
     {
@@ -68,6 +82,39 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
         paths[3].display(),
         size(&compiled.graph_bytes),
     ))
+}
+
+/// Points that may be lost where nothing is said.
+const DEFAULT_POINTS: f64 = 0.5;
+
+/// Searches for the forms that the budget allows, and asks for them.
+fn search_forms(args: &CompileArgs, options: &mut CompileOptions) -> Result<()> {
+    let budget = match (args.budget_accuracy, args.budget_seconds) {
+        (_, Some(seconds)) => Budget::Seconds(seconds),
+        (points, None) => Budget::Points(points.unwrap_or(DEFAULT_POINTS)),
+    };
+    let (Budget::Points(amount) | Budget::Seconds(amount)) = budget;
+    if !(amount.is_finite() && amount >= 0.0) {
+        return Err(CompileError::Usage("a budget must be a number, 0 or more".into()));
+    }
+    let mut number = 0;
+    let found = search(options, budget, &mut |trial| {
+        number += 1;
+        eprintln!(
+            "{number:>3}  {:>8} PBS {:>8.1} s {:>7.2} points lost  {}",
+            trial.pbs, trial.seconds, trial.loss, trial.name
+        );
+    })?;
+    print_out(&format!("{}\n", found.text()))?;
+    let chosen = &found.trials[found.chosen];
+    if !found.kept {
+        eprintln!(
+            "warning: nothing that was tried keeps to the budget; the nearest is taken ({:.1} s, {:.2} points lost)",
+            chosen.seconds, chosen.loss
+        );
+    }
+    options.approximate.extend(chosen.requests.iter().cloned());
+    Ok(())
 }
 
 fn show(compiled: &Compiled) -> Result<()> {

@@ -14,7 +14,9 @@ pub(crate) fn show(error: &CompileError) -> ExitCode {
 fn render(error: &CompileError, theme: GraphicalTheme) -> String {
     let code = error.code();
     let more = format!("`thex explain {code}` says more");
-    let help = error.kind().help().map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
+    // Refused parameters and results have nothing to do with operators.
+    let of_model = !matches!(code, "TX0103" | "TX0104");
+    let help = error.help().filter(|_| of_model).map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
     let diagnostic =
         MietteDiagnostic::new(error.to_string()).with_severity(Severity::Error).with_code(code).with_help(help);
     let mut text = String::new();
@@ -116,10 +118,13 @@ mod tests {
     fn runtime_errors() -> Vec<RuntimeError> {
         vec![
             RuntimeError::Input("input `image` contains NaN".into()),
+            RuntimeError::NotShareable("30 bits leave nothing of the values".into()),
             RuntimeError::Mismatch { left: "a".into(), right: "b".into(), reason: "other keys".into() },
             RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
             RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },
             RuntimeError::Device("no GPU can be used: there is none".into()),
+            RuntimeError::Memory { needed: 1_200_000_001, limit: 1 << 30, given: true, advice: "use less".into() },
+            RuntimeError::Stopped { done: 1000, total: 4518, checkpoint: Some("kept".into()) },
             RuntimeError::Internal("a batch is empty".into()),
         ]
     }
@@ -130,6 +135,11 @@ mod tests {
             CompileError::Usage("there is no pass `fold`".into()),
             CompileError::Data("`data.npz` holds no sample to calibrate on".into()),
             CompileError::Invalid("cannot write to standard output: closed".into()),
+            CompileError::Departure {
+                node: "l.0.Softmax.exp.pbs".into(),
+                lane: "simulated",
+                reason: "its own error leaves 5.10 bits of its range, where 8.20 were modelled".into(),
+            },
             CompileError::Internal("`x` has no ranges".into()),
         ];
         let own = own.into_iter();
@@ -159,8 +169,9 @@ mod tests {
 
     #[test]
     fn exit_statuses_follow_the_kind() {
-        let kinds = [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Internal];
-        assert_eq!(kinds.map(Kind::exit_status), [3, 4, 5, 70]);
+        let kinds =
+            [Kind::Invalid, Kind::Unsupported, Kind::Infeasible, Kind::Departure, Kind::Stopped, Kind::Internal];
+        assert_eq!(kinds.map(Kind::exit_status), [3, 4, 5, 6, 75, 70]);
     }
 
     #[test]

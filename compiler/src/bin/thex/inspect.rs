@@ -81,7 +81,7 @@ fn inspect_bundle(args: &InspectArgs) -> Result<()> {
 }
 
 fn inspect_pass(args: &InspectArgs, pass: &str, calibration: &Path) -> Result<()> {
-    let around = around(&args.rewriting.options(&args.file, calibration, None)?, pass)?;
+    let around = around(&args.rewriting.plain_options(&args.file, calibration)?, pass)?;
     let diff = GraphDiff::new(&around);
     print_out(&match args.format {
         Format::Text => diff.text(),

@@ -27,6 +27,7 @@ mod model;
 mod passes;
 mod report;
 mod trace;
+mod verify;
 
 /// Compile transformers from ONNX to homomorphic-encryption circuits, and run them on encrypted data.
 ///
@@ -60,6 +61,7 @@ enum Command {
     Decrypt(DecryptArgs),
     Evaluate(EvaluateArgs),
     Trace(trace::TraceArgs),
+    Verify(verify::VerifyArgs),
     Compare(compare::CompareArgs),
     Export(export::ExportArgs),
     Passes(PassesArgs),
@@ -136,6 +138,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Decrypt(args) => Ok(commands::decrypt(args)?),
         Command::Evaluate(args) => run_evaluate(args),
         Command::Trace(args) => trace::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Export(args) => export::run(args),
         Command::Passes(args) => passes::run(args),

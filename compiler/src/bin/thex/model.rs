@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use thex::error::{CompileError, Result};
 use thex::pipeline::CompileOptions;
+use thex_circuit::Parameters;
 use thex_passes::{Precision, Profile};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -13,12 +14,15 @@ pub(crate) enum ProfileArg {
     Exact,
     /// THE-X: ReLU, cubic softmax, affine layer norms.
     TheX,
+    /// The cheapest mixture of forms that keeps to a budget (`compile` only: --budget-accuracy, --budget-seconds).
+    Auto,
 }
 
 impl From<ProfileArg> for Profile {
     fn from(arg: ProfileArg) -> Self {
         match arg {
-            ProfileArg::Exact => Self::Exact,
+            // The search of `auto` starts from the exact circuit.
+            ProfileArg::Exact | ProfileArg::Auto => Self::Exact,
             ProfileArg::TheX => Self::TheX,
         }
     }
@@ -52,6 +56,10 @@ pub(crate) struct ModelArgs {
     /// Widening of calibrated ranges, as a fraction of their width on each side.
     #[arg(long, value_name = "M", default_value_t = Precision::default().margin)]
     margin: f64,
+    /// Cryptographic parameters, for example `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
+    /// keyswitch, bootstrap and packing. Noises follow from the dimensions at 132 bits of security.
+    #[arg(long, value_name = "SET")]
+    parameters: Option<Parameters>,
     /// Make an input public and constant, with its value in the calibration data or filled with a number; may be given
     /// again. A frozen attention mask costs nothing, and what it hides is not computed.
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = parse_freeze)]
@@ -72,8 +80,23 @@ impl ModelArgs {
             && wide
             && self.approximate.is_empty()
             && self.shapes.is_empty()
+            && self.parameters.is_none()
             && self.freeze.is_empty()
             && self.settings.pass_options.is_empty())
+    }
+
+    /// Whether forms are to be searched for.
+    pub(crate) fn auto(&self) -> bool {
+        matches!(self.profile, ProfileArg::Auto)
+    }
+
+    /// Options of the compiler for this model and data, for commands that search nothing.
+    pub(crate) fn plain_options(&self, model: &Path, calibration: &Path) -> Result<CompileOptions> {
+        if self.auto() {
+            let help = "`--profile auto` is for `thex compile`: it prints the forms that it takes, for `--approximate`";
+            return Err(CompileError::Usage(help.into()));
+        }
+        self.options(model, calibration, None)
     }
 
     /// Options of the compiler for this model and data.
@@ -89,6 +112,7 @@ impl ModelArgs {
             approximate: self.approximate.clone(),
             shapes: self.shapes.iter().cloned().collect(),
             precision: Precision { output_error: self.output_error, margin: self.margin },
+            parameters: self.parameters,
             dump_ir,
             pass_options: self.settings.pass_options.clone(),
             freeze: self.freeze.iter().cloned().collect(),

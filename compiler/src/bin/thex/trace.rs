@@ -45,7 +45,7 @@ pub(crate) struct TraceArgs {
 }
 
 pub(crate) fn run(args: &TraceArgs) -> Result<()> {
-    let options = args.rewriting.options(&args.model, &args.calibration, None)?;
+    let options = args.rewriting.plain_options(&args.model, &args.calibration)?;
     let work = Workload {
         model: args.model.clone(),
         data: args.data.clone(),

@@ -73,7 +73,11 @@ pub(super) fn encodings(view: &View<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-/// V014: at `placed`, every linear map has an integer for each weight: w·scale(x)/scale(y), rounded, for every group
+/// How far an integer weight may be from the real one: weights of a row are rounded together, so that their errors cancel, not each to the
+/// nearest.
+pub(super) const MOST_ROUNDING: f64 = 2.0;
+
+/// V014: at `placed`, every linear map has an integer for each weight: within [`MOST_ROUNDING`] of w·scale(x)/scale(y), for every group
 /// that uses the weight. Absent operands have none.
 pub(super) fn integer_weights(view: &View<'_>, findings: &mut Findings<'_>) {
     for (id, op) in view.he_nodes().filter(|_| view.placed()) {
@@ -98,7 +102,7 @@ fn scale_of(view: &View<'_>, operands: &[NodeId], address: Address) -> f64 {
     encodings.and_then(|e| e.get(address.index as usize)).map_or(f64::NAN, |e| e.scale)
 }
 
-/// The first weight of group `g` of a well-sized map whose integer is not its rounding.
+/// The first weight of group `g` of a well-sized map whose integer is too far from it.
 fn misrounded(view: &View<'_>, id: NodeId, map: &HeLinear, integers: &[i32], g: usize) -> Option<String> {
     let (m, k) = (map.outputs, map.operands);
     let encodings = view.graph.node(id).facts.encodings.as_deref()?;
@@ -112,7 +116,7 @@ fn misrounded(view: &View<'_>, id: NodeId, map: &HeLinear, integers: &[i32], g: 
             let integer = f64::from(integer);
             // Without a scale the distance is NaN: not this invariant's affair.
             let distance = (w * x / out - integer).abs();
-            if distance > 0.5 + SLACK * integer.abs().max(1.0) {
+            if distance > MOST_ROUNDING + SLACK * integer.abs().max(1.0) {
                 return Some(format!(
                     "in group {g}, output {r}, operand {c}, weight {w} is {} in units of the encodings, but integer {integer}",
                     w * x / out

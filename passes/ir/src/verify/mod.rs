@@ -20,7 +20,7 @@
 //! | V011 | lowered | slots and positions are positive and fit the polynomial size |
 //! | V012 | calibrated | every private tensor has finite, ordered ranges |
 //! | V013 | placed | every vector of LWE ciphertexts has usable encodings |
-//! | V014 | placed | integer weights are the real weights, rounded in the units of the encodings |
+//! | V014 | placed | integer weights are the real weights in the units of the encodings, to within 2 |
 //! | V015 | placed | arguments stay within the box of their look-up |
 //! | V016 | placed | outputs of look-ups do not wrap around the torus |
 //! | V017 | placed | one table serves all slots of a rotation: their gains are equal |

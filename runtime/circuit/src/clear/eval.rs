@@ -2,6 +2,7 @@
 
 use ndarray::{ArrayD, ArrayView2, Axis, IxDyn, Slice};
 
+use super::bounds::elements;
 use super::{ClearOp, Reduction, Tensor, UnaryChain};
 use crate::error::{CircuitError, Result};
 
@@ -77,7 +78,7 @@ pub fn infer_shape(op: &ClearOp, shapes: &[&[usize]]) -> Result<Vec<usize>> {
             Ok(shape)
         }
         ClearOp::Reshape { shape } => {
-            if shape.iter().product::<usize>() != shapes[0].iter().product::<usize>() {
+            if elements(shape).is_none() || elements(shape) != elements(shapes[0]) {
                 return fail(op, format!("{:?} cannot become {shape:?}", shapes[0]));
             }
             Ok(shape.clone())

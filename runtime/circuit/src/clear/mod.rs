@@ -3,6 +3,7 @@
 //! An operation is pure: weights are constants, and constants are operands. [`evaluate`] is the only
 //! interpreter of the project, in double precision.
 
+pub mod bounds;
 mod eval;
 mod shapes;
 mod unary;

@@ -1,0 +1,236 @@
+//! Circuits and bundles as hostile bytes: flipped bits, every cut, other versions, sizes that lie. `runtime/tests/files.rs` does the
+//! same for keys and ciphertexts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thex_circuit::clear::ClearGraph;
+use thex_circuit::instruction::{Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
+use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
+
+mod common;
+use common::reseal;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn put(&self, bytes: &[u8]) -> PathBuf {
+        let path = self.0.path().join("x");
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn circuit() -> Circuit {
+    Circuit {
+        info: Default::default(),
+        parameters: Parameters::standard(),
+        inputs: vec![("x".into(), Block { start: 0, len: 2 })],
+        outputs: vec![("y".into(), vec![2])],
+        instructions: vec![Instruction::Linear(Linear {
+            dst: Block { start: 2, len: 1 },
+            outputs: 1,
+            operands: 2,
+            gather: vec![0, 1],
+            set: vec![0],
+            weights: vec![3, -1],
+            bias: vec![1 << 60],
+        })],
+        provenance: vec![Provenance::default()],
+    }
+}
+
+fn bundle() -> ClientBundle {
+    let port = |name: &str| Port {
+        name: name.into(),
+        shape: vec![1],
+        encodings: vec![Encoding { scale: 16.0, offset: 0.0 }],
+        ranges: Vec::new(),
+        noise: Vec::new(),
+    };
+    ClientBundle {
+        circuit: "0".repeat(64),
+        model: "m.onnx".into(),
+        parameters: Parameters::standard(),
+        prologue: ClearGraph::identity(&[("x".into(), vec![1])]),
+        inputs: vec![port("x")],
+        outputs: vec![port("y")],
+        epilogue: ClearGraph::identity(&[("y".into(), vec![1])]),
+        interface: Interface::default(),
+    }
+}
+
+type Load = fn(&Path) -> Result<(), String>;
+
+fn load_circuit(path: &Path) -> Result<(), String> {
+    Circuit::load(path).map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn load_bundle(path: &Path) -> Result<(), String> {
+    ClientBundle::load(path).map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn files() -> [(Vec<u8>, Load); 2] {
+    [(circuit().to_bytes().unwrap(), load_circuit), (bundle().to_bytes().unwrap(), load_bundle)]
+}
+
+#[test]
+fn flipped_bits_are_noticed() {
+    let folder = Folder::new();
+    for (bytes, load) in files() {
+        assert_eq!(load(&folder.put(&bytes)), Ok(()));
+        // Every bit of the first bytes, where magic, version and digest lie, and one of every byte after.
+        for bit in (0..8 * 160).chain((160..bytes.len()).map(|at| 8 * at + at % 8)) {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let error = load(&folder.put(&flipped)).expect_err("a flipped bit");
+            assert!(error.contains("not a usable"), "bit {bit}: {error}");
+        }
+    }
+}
+
+#[test]
+fn every_cut_and_every_appendix_is_noticed() {
+    let folder = Folder::new();
+    for (bytes, load) in files() {
+        for cut in 0..bytes.len() {
+            assert!(load(&folder.put(&bytes[..cut])).is_err(), "cut at {cut}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(load(&folder.put(&longer)).unwrap_err().contains("appended"));
+    }
+}
+
+#[test]
+fn other_versions_say_who_reads_them() {
+    let folder = Folder::new();
+    for (bytes, load) in files() {
+        let with = |version: u8, writer: &[u8; 5]| {
+            let mut bytes = bytes.clone();
+            let at = bytes.windows(11).position(|w| w == br#"version\":1"#).unwrap() + 10;
+            bytes[at] = version;
+            let at = bytes.windows(5).position(|w| w == b"0.1.0").unwrap();
+            bytes[at..at + 5].copy_from_slice(writer);
+            load(&folder.put(&reseal(bytes))).unwrap_err()
+        };
+        let newer = with(b'2', b"0.9.3");
+        assert!(newer.contains("version 2") && newer.contains("thex 0.9.3 or later reads it"), "{newer}");
+        assert!(newer.contains("reads version 1") && newer.contains("compile the model again"), "{newer}");
+        let older = with(b'0', b"0.0.1");
+        assert!(older.contains("version 0, written by thex 0.0.1") && older.contains("does not"), "{older}");
+        // What a file says of its writer goes to a terminal.
+        assert!(with(b'2', b"0;[1m").contains("a later thex reads it"));
+    }
+}
+
+#[test]
+fn files_without_a_digest_are_of_before_the_format() {
+    let text = br#"{"__metadata__":{"thex":"{\"kind\":\"circuit\",\"version\":1,\"body\":{}}"}}"#;
+    let bytes = [&(text.len() as u64).to_le_bytes()[..], text].concat();
+    let error = load_circuit(&Folder::new().put(&bytes)).unwrap_err();
+    assert!(error.contains("no digest") && error.contains("compile the model again"), "{error}");
+}
+
+#[test]
+fn lengths_that_lie_cost_nothing() {
+    let folder = Folder::new();
+    for (bytes, load) in files() {
+        let start = Instant::now();
+        for length in [u64::MAX, 1 << 63, 1 << 40, 100_000_000, 10, 0] {
+            let mut lying = bytes.clone();
+            lying[..8].copy_from_slice(&length.to_le_bytes());
+            assert!(load(&folder.put(&lying)).is_err(), "{length}");
+        }
+        // Files of 7 and of 9 GiB, all holes: their headers are right, or nothing is.
+        for (start, length, why) in
+            [(&bytes[..], 7_u64 << 30, "appended"), (&[][..], 7 << 30, "no thex file"), (&[][..], 9 << 30, "more than")]
+        {
+            let path = folder.put(start);
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
+            let error = load(&path).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        // Reading and hashing 7 GiB would take many times as long.
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn weaker_parameters_are_refused_by_both() {
+    let folder = Folder::new();
+    for (bytes, load) in files() {
+        let at = bytes.windows(3).position(|w| w == b"850").unwrap();
+        for dimension in [b"599", b"100", b"  0"] {
+            let mut weaker = bytes.clone();
+            weaker[at..at + 3].copy_from_slice(dimension);
+            let error = load(&folder.put(&reseal(weaker))).unwrap_err();
+            assert!(error.contains("refused parameters") && error.contains("128 bits"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn inconsistent_circuits_are_refused() {
+    let block = |start, len| Block { start, len };
+    let keyswitch = |gather: Vec<u32>, domain| {
+        Instruction::Keyswitch(Keyswitch { dst: block(0, gather.len() as u32), domain, gather })
+    };
+    let pbs = |table_of, entries: usize| {
+        Instruction::Pbs(Pbs {
+            dst: block(2, 1),
+            argument: vec![0],
+            table_of: vec![table_of],
+            tables: vec![0; entries],
+        })
+    };
+    let pack = |slots, stride, gather| Instruction::Pack(Pack { dst: block(0, 1), slots, stride, gather });
+    let product = |accumulator, slots, stride: u32| {
+        Instruction::LutProduct(LutProduct {
+            dst: block(2, slots),
+            slots,
+            stride,
+            argument: vec![0],
+            accumulator: vec![accumulator],
+            table_of: vec![0],
+            tables: vec![0; stride as usize],
+        })
+    };
+    let linear = |outputs, operands, gather: Vec<u32>, weights: Vec<i32>| {
+        let (set, bias) = (vec![0], vec![0; outputs as usize]);
+        Instruction::Linear(Linear { dst: block(2, outputs), outputs, operands, gather, set, weights, bias })
+    };
+    let good = || keyswitch(vec![0], 2048);
+    let cases: Vec<Vec<Instruction>> = vec![
+        vec![keyswitch(vec![7], 2048)],
+        vec![keyswitch(vec![u32::MAX], 2048)],
+        vec![keyswitch(vec![0], 4096)],
+        vec![keyswitch(vec![0], 0)],
+        vec![good(), pbs(1, 2048)],
+        vec![good(), pbs(0, 2047)],
+        vec![good(), pbs(u32::MAX, 2048)],
+        vec![pbs(0, 2048)],
+        vec![pack(4, 1024, vec![0; 4])],
+        vec![pack(u32::MAX, u32::MAX, vec![0])],
+        vec![pack(0, 0, vec![])],
+        vec![good(), pack(2, 1024, vec![0, 1]), product(1, 2, 1024)],
+        vec![good(), pack(2, 1024, vec![0, 1]), product(0, 3, 1024)],
+        vec![linear(1, 2, vec![0, 1], vec![1])],
+        vec![linear(1, 2, vec![0, 9], vec![1, 1])],
+        vec![linear(1, u32::MAX, vec![0, 1], vec![1, 1])],
+        vec![linear(1, 2, vec![0, 1], vec![])],
+    ];
+    for instructions in cases {
+        let mut circuit = circuit();
+        circuit.outputs.clear();
+        circuit.provenance = vec![Provenance::default(); instructions.len()];
+        circuit.instructions = instructions;
+        let path = Folder::new();
+        let error = load_circuit(&path.put(&circuit.to_bytes().unwrap())).expect_err("an inconsistent circuit");
+        assert!(error.contains("inconsistent"), "{error}: {circuit:?}");
+    }
+}

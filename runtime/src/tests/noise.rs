@@ -1,0 +1,159 @@
+//! Noise as a property: measured variance over modelled variance, from above (results are right) and, for everything that is
+//! encrypted freshly, from below too (it is as secure as the table says). `docs/NOISE.md` has the figures.
+//!
+//! The variance of m independent samples has a relative standard deviation of √(2/m); bounds are four of them, and wider where the
+//! noise of the key itself is common to all samples of one key.
+
+use ndarray::{ArrayD, IxDyn};
+use thex_circuit::{Encoding, Port};
+
+use super::*;
+
+/// Measured over modelled variance.
+fn ratio(what: &str, errors: &[f64], modelled: f64) -> f64 {
+    let ratio = deviation(errors).powi(2) / modelled;
+    println!("{what:24} {:6} samples, variance measured / modelled {ratio:.3}", errors.len());
+    ratio
+}
+
+/// Between the floor and the ceiling that chance leaves to independent samples.
+fn assert_exact(what: &str, errors: &[f64], modelled: f64) {
+    let margin = 4.0 * (2.0 / errors.len() as f64).sqrt();
+    let ratio = ratio(what, errors, modelled);
+    assert!((ratio - 1.0).abs() < margin, "{what}: {ratio} is not within {margin} of 1");
+}
+
+/// Distance to the nearest multiple of 2^-bits of the torus: the error of a key's row, whose message is such a multiple.
+fn off_grid(phase: u64, bits: usize) -> f64 {
+    turns(phase << bits) / (bits as f64).exp2()
+}
+
+#[test]
+fn fresh_inputs_have_the_noise_of_the_table() {
+    let count = 4096;
+    let mut bundle = bundle();
+    bundle.prologue = ClearGraph::identity(&[("x".into(), vec![count])]);
+    bundle.inputs = vec![Port {
+        name: "x".into(),
+        shape: vec![count],
+        encodings: vec![Encoding { scale: 1.0, offset: 0.0 }; count],
+        ranges: Vec::new(),
+        noise: Vec::new(),
+    }];
+    let values = ArrayD::from_shape_fn(IxDyn(&[count]), |i| i[0] as f64 / 8192.0 - 0.25);
+    let (inputs, encoded) = client::encrypt(&bundle, &SHARED.client, &[("x".into(), values)]).unwrap();
+    let lwes = inputs.expand(&bundle.parameters).unwrap();
+    let phases = client::phases(&SHARED.client, &lwes);
+    let errors: Vec<f64> = phases.iter().zip(&encoded.phases).map(|(a, b)| turns(a.wrapping_sub(*b))).collect();
+    assert_exact("fresh inputs", &errors, bundle.parameters.big_noise().0);
+    assert!(mean(&errors).abs() < 4.0 * (bundle.parameters.big_noise().0 / count as f64).sqrt());
+}
+
+#[test]
+fn evaluation_keys_have_the_noise_of_the_table() {
+    let p = Parameters::standard();
+    let grid = |d: thex_circuit::params::Decomposition| d.base_log.0 * d.level.0;
+    let small = SHARED.client.small();
+    let rows: Vec<f64> = SHARED
+        .ksk
+        .iter()
+        .flat_map(|rows| rows.iter().map(|row| decrypt_lwe_ciphertext(&small, &row).0).collect::<Vec<_>>())
+        .map(|phase| off_grid(phase, grid(p.keyswitch)))
+        .collect();
+    assert_exact("keyswitch key", &rows, p.small_noise().0);
+    let coefficients = |row: &GlweCiphertext<&[u64]>, bits: usize| -> Vec<f64> {
+        let mut plain = PlaintextListOwned::new(0_u64, PlaintextCount(p.polynomial_size.0));
+        decrypt_glwe_ciphertext(SHARED.client.glwe(), row, &mut plain);
+        plain.as_ref().iter().map(|&x| off_grid(x, bits)).collect()
+    };
+    let mut rows = Vec::new();
+    for ggsw in SHARED.bsk.iter().step_by(85) {
+        for level in ggsw.iter() {
+            level.as_glwe_list().iter().for_each(|row| rows.extend(coefficients(&row, grid(p.bootstrap))));
+        }
+    }
+    assert_exact("bootstrap key", &rows, p.big_noise().0);
+    let mut rows = Vec::new();
+    for list in SHARED.pksk.iter().step_by(256) {
+        list.iter().for_each(|row| rows.extend(coefficients(&row, grid(p.packing))));
+    }
+    assert_exact("packing key", &rows, p.big_noise().0);
+}
+
+#[test]
+fn look_ups_have_the_modelled_noise_on_both_sides() {
+    let noise = NoiseModel::new(&Parameters::standard());
+    // f(j) = j: the result shows where the argument landed, in positions; rounding down is uniform.
+    let table: Vec<i32> = (0..2048).map(|j| j << 19).collect();
+    let arguments: Vec<f64> = (0..1024).map(|i| f64::from(i % 256 * 7 + 100) + 0.5).collect();
+    let phases: Vec<u64> = arguments.iter().map(|a| torus(a / 4096.0)).collect();
+    let errors: Vec<f64> =
+        pbs(&phases, &table).iter().zip(&arguments).map(|(y, a)| (y * 8192.0 - (a - 0.5)) / 4096.0).collect();
+    let argument = ratio("look-up argument", &errors, noise.argument() + 1.0 / 12.0 / 4096.0 / 4096.0);
+    assert!((0.75..1.3).contains(&argument), "{argument}");
+    let phases: Vec<u64> = (0..1024).map(|i| torus(f64::from(i % 2) * 0.5 + 0.25)).collect();
+    let results = pbs(&phases, &[1 << 28; 2048]);
+    let sign = |i: usize| [1.0, -1.0][i % 2] / 16.0;
+    let errors: Vec<f64> = results.iter().enumerate().map(|(i, y)| y - sign(i)).collect();
+    // The formula bounds the noise of the floating-point transform.
+    let output = ratio("look-up output", &errors, noise.bootstrap);
+    assert!((0.5..1.25).contains(&output), "{output}");
+}
+
+/// P(X ≤ k) of n draws with probability p each.
+fn binomial(n: u32, k: u32, p: f64) -> f64 {
+    let mut log = f64::from(n) * (1.0 - p).ln();
+    let mut sum = log.exp();
+    for i in 0..k {
+        log += (f64::from(n - i) / f64::from(i + 1)).ln() + (p / (1.0 - p)).ln();
+        sum += log.exp();
+    }
+    sum
+}
+
+/// The exact interval of Clopper and Pearson (Biometrika 1934) at 99.999 %: the noise is fresh in every run of the tests.
+fn clopper_pearson(n: u32, k: u32) -> (f64, f64) {
+    let solve = |above: &dyn Fn(f64) -> bool| {
+        let (mut lo, mut hi) = (1e-12, 1.0 - 1e-12);
+        for _ in 0..100 {
+            let mid = 0.5 * (lo + hi);
+            if above(mid) { hi = mid } else { lo = mid }
+        }
+        0.5 * (lo + hi)
+    };
+    let low = if k == 0 { 0.0 } else { solve(&|p| 1.0 - binomial(n, k - 1, p) > 5e-6) };
+    (low, solve(&|p| binomial(n, k, p) < 5e-6))
+}
+
+/// P(N(0, 1) > x), by Simpson's rule on [x, x + 10].
+fn tail(x: f64) -> f64 {
+    let f = |t: f64| (-t * t / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    let (steps, h) = (1000, 0.01);
+    (0..steps).map(|i| x + f64::from(i) * h).map(|t| h / 6.0 * (f(t) + 4.0 * f(t + h / 2.0) + f(t + h))).sum()
+}
+
+#[test]
+fn arguments_leave_the_half_torus_as_often_as_modelled() {
+    let noise = NoiseModel::new(&Parameters::standard());
+    let deviation = (noise.argument() + noise.fresh).sqrt();
+    assert!((tail(1.0) - 0.158_655).abs() < 1e-6 && (tail(6.0) / 9.866e-10 - 1.0).abs() < 1e-3);
+    for (margin, count) in [(0.5, 512), (1.0, 512), (2.0, 1024)] {
+        // Half at the lower edge, half at the upper.
+        let phases: Vec<u64> = (0..count)
+            .map(|i| if i & 1 == 0 { torus(margin * deviation) } else { torus(0.5 - margin * deviation) })
+            .collect();
+        let left = pbs(&phases, &[1 << 28; 2048]).iter().filter(|&&y| y < 0.0).count() as u32;
+        let (low, high) = clopper_pearson(count, left);
+        let modelled = tail(margin);
+        println!("{margin} σ from the edge: {left} of {count} left, [{low:.4}, {high:.4}], modelled {modelled:.4}");
+        assert!((low..=high).contains(&modelled), "{modelled} is not in [{low}, {high}]");
+    }
+}
+
+#[test]
+fn the_exact_interval_covers() {
+    let (low, high) = clopper_pearson(1000, 0);
+    assert!(low.abs() < 1e-12 && (high - 0.012_132).abs() < 1e-5, "{high}");
+    let (low, high) = clopper_pearson(100, 50);
+    assert!((0.285..0.286).contains(&low) && (low + high - 1.0).abs() < 1e-9, "{low} {high}");
+}
