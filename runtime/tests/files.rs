@@ -10,7 +10,7 @@ use ndarray_npy::NpzWriter;
 use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::{Block, Linear, Provenance};
 use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
-use thex_runtime::commands::{self, DecryptArgs, Device, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
 use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedInputs, EncryptedOutputs, ErrorKind, ServerKey, client};
 
