@@ -221,6 +221,7 @@ impl Searcher<'_> {
             mode: Mode::Simulate,
             limit: Some(self.limit),
             seed: 0,
+            backend: thex_runtime::commands::Device::Cpu,
         };
         evaluate_pair(circuit, bundle, &work)
     }

@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thex_circuit::{Circuit, ClientBundle, FrozenInput, NoiseModel};
 use thex_runtime::client::{self, Named, Rounding};
-use thex_runtime::commands::Bar;
-use thex_runtime::executor::{CpuBackend, Executor};
+use thex_runtime::commands::{self, Bar, Device};
+use thex_runtime::executor::Executor;
 use thex_runtime::{Simulator, keys, npz, simulate};
 
 use crate::error::{CompileError, Result};
@@ -68,6 +68,8 @@ pub struct Workload {
     pub limit: Option<usize>,
     /// Seed of simulated noise.
     pub seed: u64,
+    /// What runs it on ciphertexts.
+    pub backend: Device,
 }
 
 /// Differences of one output from the float model's.
@@ -186,7 +188,7 @@ pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) 
     let labels = labels(&work.data, samples.len())?;
     let reference = reference(bundle, &work.model)?;
     let (outcomes, setup) = match noise_model(circuit, work.mode) {
-        None => encrypted(circuit, bundle, &reference, &samples)?,
+        None => encrypted(circuit, bundle, &reference, &samples, work.backend)?,
         Some(noise) => (simulated(circuit, bundle, &reference, &samples, noise, work.seed)?, 0.0),
     };
     let mut evaluation = score(&outcomes, labels.as_deref())?;
@@ -318,11 +320,12 @@ fn encrypted(
     bundle: &ClientBundle,
     reference: &Reference,
     samples: &[Vec<Named>],
+    device: Device,
 ) -> Result<(Vec<Outcome>, f64)> {
     let start = Instant::now();
     let (key, server) = keys::generate(bundle, None)?;
-    let backend = CpuBackend::new(server.expand());
-    let executor = Executor::new(circuit, &backend)?;
+    let backend = commands::backend(server, device)?;
+    let executor = Executor::new(circuit, &*backend)?;
     let mut setup = start.elapsed().as_secs_f64();
     let bar = Bar::new(circuit.pbs_count() * samples.len() as u64);
     let progress = TotalBar { bar: &bar, samples: samples.len() as u64 };

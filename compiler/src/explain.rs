@@ -289,6 +289,17 @@ What to do: share the decision (the class), not the numbers; ask for fewer bits,
 enough for you; or keep the numbers to the key's owner.",
     },
     Explanation {
+        code: "TX0110",
+        kind: Kind::Unsupported,
+        title: "the GPU cannot be used",
+        text: "\
+`--backend cuda` was asked for, and the program was built without it, no GPU is there, its driver does not answer, or it is too old
+(compute capability below 8.0) or too small for the circuit.
+
+What to do: build with `--features cuda` where NVIDIA's compiler is (the README says how); compare with `nvidia-smi`; choose among
+several GPUs with CUDA_VISIBLE_DEVICES; or leave `--backend cuda` away: the processor runs the same circuit with the same keys.",
+    },
+    Explanation {
         code: "TX0201",
         kind: Kind::Infeasible,
         title: "no encoding satisfies the constraints",

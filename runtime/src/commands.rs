@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -21,7 +21,7 @@ use crate::ciphertext::{CiphertextInfo, EncryptedInputs, EncryptedOutputs};
 use crate::client::{self, Named, Rounding};
 use crate::container::check_writable;
 use crate::error::{Result, RuntimeError};
-use crate::executor::{CpuBackend, Executor};
+use crate::executor::{Backend, CpuBackend, Executor};
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
 use crate::labels::{self, Classified};
 use crate::memory::{self, Limit, Prediction, parse_bytes};
@@ -96,6 +96,19 @@ pub struct RunArgs {
     /// given. `thex inspect` says what a circuit needs.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub memory: Option<u64>,
+    /// Where the circuit runs.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub backend: Device,
+}
+
+/// What runs a circuit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU; in programs that were built with the feature `cuda`.
+    Cuda,
 }
 
 impl RunArgs {
@@ -103,7 +116,17 @@ impl RunArgs {
     #[must_use]
     pub fn new(circuit: PathBuf, key: PathBuf, input: PathBuf, output: PathBuf) -> Self {
         let checkpoint_every = EVERY.as_secs_f64();
-        Self { circuit, key, input, output, threads: 0, checkpoint: None, checkpoint_every, memory: None }
+        Self {
+            circuit,
+            key,
+            input,
+            output,
+            threads: 0,
+            checkpoint: None,
+            checkpoint_every,
+            memory: None,
+            backend: Device::Cpu,
+        }
     }
 }
 
@@ -371,7 +394,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     };
     let start = Instant::now();
     let save = |lwes| EncryptedOutputs { info, lwes }.save(&args.output);
-    pool.install(|| execute(&circuit, key, &input, checkpoint, save))?;
+    pool.install(|| execute(&circuit, key, &input, (args.backend, checkpoint), save))?;
     eprintln!(
         "{} PBS on {} threads in {} ({:.1} s); result in {}, {}",
         circuit.pbs_count(),
@@ -389,16 +412,25 @@ fn execute(
     circuit: &Circuit,
     key: ServerKey,
     input: &EncryptedInputs,
-    checkpoint: Option<Checkpoint>,
+    (device, checkpoint): (Device, Option<Checkpoint>),
     save: impl FnOnce(Vec<u64>) -> Result<()>,
 ) -> Result<()> {
     let stop = checkpoint.as_ref().map(|_| stop_on_signals()).transpose()?;
-    let backend = CpuBackend::new(key.expand());
-    let executor = Executor::new(circuit, &backend)?;
+    let backend = backend(key, device)?;
+    let executor = Executor::new(circuit, &*backend)?;
+    let inputs = input.expand(&circuit.parameters)?;
     let bar = Bar::new(circuit.pbs_count());
+    if checkpoint.is_none() {
+        let outputs = executor.run(&inputs, &bar);
+        bar.finish();
+        if let Some(summary) = backend.summary() {
+            eprintln!("{summary}");
+        }
+        return save(outputs?);
+    }
     let part = checkpoint.as_ref().map_or(PART, |c| PART.min(c.every()));
     let options = RunOptions { stop: stop.as_deref(), checkpoint, part, ..RunOptions::new(&bar) };
-    let mut run = Run::new(&executor, &input.expand(&circuit.parameters)?, options)?;
+    let mut run = Run::new(&executor, &inputs, options)?;
     let outputs = run.complete();
     bar.finish();
     save(outputs?)?;
@@ -422,6 +454,29 @@ fn shared(bundle: &ClientBundle, key: &ClientKey, result: &EncryptedOutputs, sha
         sharing.bits, sharing.results, flooding.bits_left
     );
     Ok(outputs)
+}
+
+/// What runs circuits under a key.
+///
+/// # Errors
+/// There is no such device, or the program was built without it.
+pub fn backend(key: ServerKey, device: Device) -> Result<Box<dyn Backend>> {
+    match device {
+        Device::Cpu => Ok(Box::new(CpuBackend::new(key.expand()))),
+        Device::Cuda => gpu(key),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(key: ServerKey) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(crate::cuda::CudaBackend::new(key)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_key: ServerKey) -> Result<Box<dyn Backend>> {
+    let reason = "this program was built without the feature `cuda`: build it with `--features cuda` on a machine with \
+                  NVIDIA's compiler, or run without `--backend cuda`";
+    Err(RuntimeError::Device(reason.into()))
 }
 
 /// Decrypts a result and prints it.

@@ -46,6 +46,9 @@ pub enum RuntimeError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A GPU was asked for, and cannot be used.
+    #[error("{0}")]
+    Device(String),
     /// The run does not fit into memory.
     #[error(
         "the run needs about {} MB of memory, more than {}: {advice}",
@@ -126,7 +129,9 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) => ErrorKind::Unsupported,
+            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) | Self::Device(_) => {
+                ErrorKind::Unsupported
+            }
             Self::Internal(_) => ErrorKind::Internal,
             Self::Memory { .. } => ErrorKind::Infeasible,
             Self::Stopped { .. } => ErrorKind::Stopped,
@@ -147,6 +152,7 @@ impl RuntimeError {
             Self::Malformed { .. } => "TX0002",
             Self::Mismatch { .. } => "TX0003",
             Self::Input(_) => "TX0010",
+            Self::Device(_) => "TX0110",
             Self::Memory { .. } => "TX0202",
             Self::NotShareable(_) => "TX0104",
             Self::Internal(_) => "TX0303",

@@ -16,14 +16,15 @@ use crate::kernels::switch;
 use crate::keys::ExpandedServerKey;
 use crate::progress::Progress;
 use crate::run::{Run, RunOptions};
-use crate::state::{Liveness, Memory, Space, State};
+pub use crate::state::Liveness;
+use crate::state::{Memory, Space, State};
 
 /// One ciphertext, as a slice of words.
 pub type Ciphertext<'a> = &'a [u64];
 
 /// What runs the five kernels, each on a whole batch. `out` has the batch's ciphertexts one after another.
 ///
-/// The processor is the only backend so far; the trait is where another one goes.
+/// The processor is one backend; a GPU is another (feature `cuda`).
 pub trait Backend: Sync {
     /// The parameters of its keys.
     fn parameters(&self) -> &Parameters;
@@ -57,6 +58,26 @@ pub trait Backend: Sync {
     /// # Errors
     /// The device failed.
     fn linear(&self, linear: &Linear, gather: &[Option<Ciphertext<'_>>], out: &mut [u64]) -> Result<()>;
+
+    /// Runs a whole circuit by itself, with its memories where its kernels work; `None` leaves that to the executor.
+    /// Inputs are checked, and outputs are those of [`Executor::run`].
+    ///
+    /// # Errors
+    /// The device failed.
+    fn run_resident(
+        &self,
+        _circuit: &Circuit,
+        _liveness: &Liveness,
+        _inputs: &[u64],
+        _progress: &dyn Progress,
+    ) -> Result<Option<Vec<u64>>> {
+        Ok(None)
+    }
+
+    /// What ran, and where its time went, for people; `None` if it does not know.
+    fn summary(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Told how many more blind rotations are done.
@@ -147,13 +168,13 @@ impl Backend for CpuBackend {
 }
 
 /// Runs one circuit under one key, as often as wanted.
-pub struct Executor<'a, B> {
+pub struct Executor<'a, B: ?Sized> {
     circuit: &'a Circuit,
     backend: &'a B,
     liveness: Liveness,
 }
 
-impl<'a, B: Backend> Executor<'a, B> {
+impl<'a, B: Backend + ?Sized> Executor<'a, B> {
     /// Prepares a run; the circuit is verified.
     ///
     /// # Errors
@@ -176,7 +197,11 @@ impl<'a, B: Backend> Executor<'a, B> {
     /// # Errors
     /// There are not as many inputs as the circuit takes, or the backend failed.
     pub fn run(&self, inputs: &[u64], progress: &dyn Progress) -> Result<Vec<u64>> {
-        Run::new(self, inputs, RunOptions::new(progress))?.complete()
+        let mut run = Run::new(self, inputs, RunOptions::new(progress))?;
+        match self.backend.run_resident(self.circuit, &self.liveness, inputs, progress)? {
+            Some(outputs) => Ok(outputs),
+            None => run.complete(),
+        }
     }
 
     /// The circuit.

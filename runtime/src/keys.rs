@@ -78,6 +78,15 @@ pub struct ExpandedServerKey {
     pub(crate) packing: TiledMatrix,
 }
 
+/// The evaluation keys with their masks, in standard (not Fourier) form.
+#[cfg(feature = "cuda")]
+pub(crate) struct StandardServerKey {
+    pub(crate) info: KeyInfo,
+    pub(crate) keyswitch: LweKeyswitchKeyOwned<u64>,
+    pub(crate) bootstrap: LweBootstrapKeyOwned<u64>,
+    pub(crate) packing: LwePackingKeyswitchKeyOwned<u64>,
+}
+
 /// Public seeds of the masks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Seeds {
@@ -340,6 +349,17 @@ impl ServerKey {
             bootstrap: seeded_bootstrap(&p, bootstrap, b),
             packing: seeded_packing(&p, packing, c),
         })
+    }
+
+    /// The key with its masks, in standard form.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_standard(self) -> StandardServerKey {
+        StandardServerKey {
+            info: self.info,
+            keyswitch: self.keyswitch.par_decompress_into_lwe_keyswitch_key(),
+            bootstrap: self.bootstrap.par_decompress_into_lwe_bootstrap_key(),
+            packing: self.packing.decompress_into_lwe_packing_keyswitch_key(),
+        }
     }
 
     /// Digest of seeds and bodies, for the identity of a run.

@@ -6,6 +6,7 @@
 //! * [`share`]: results that others than the key's owner may see;
 //! * [`labels`]: names for the classes that come out;
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
+//! * `cuda` (with that feature): the executor's kernels on an NVIDIA GPU;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
@@ -20,6 +21,8 @@ pub mod ciphertext;
 pub mod client;
 pub mod commands;
 mod container;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod image;

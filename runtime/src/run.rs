@@ -95,7 +95,7 @@ impl Pace {
 }
 
 /// A run under way.
-pub struct Run<'a, B> {
+pub struct Run<'a, B: ?Sized> {
     executor: &'a Executor<'a, B>,
     options: RunOptions<'a>,
     state: State,
@@ -112,7 +112,7 @@ fn done(circuit: &Circuit, position: Position) -> u64 {
     before + within.map_or(0, |_| position.units as u64)
 }
 
-impl<'a, B: Backend> Run<'a, B> {
+impl<'a, B: Backend + ?Sized> Run<'a, B> {
     /// Starts on the inputs' LWEs, as [`Executor::run`] takes them, or where the checkpoint was left.
     ///
     /// # Errors

@@ -53,7 +53,7 @@ impl Memory {
 }
 
 /// Index of the block that holds an address; `starts` ascend from 0.
-fn block_of(starts: &[u32], address: u32) -> usize {
+pub(crate) fn block_of(starts: &[u32], address: u32) -> usize {
     starts.partition_point(|&start| start <= address).saturating_sub(1)
 }
 
@@ -130,7 +130,7 @@ impl State {
 }
 
 /// When each block may be freed.
-pub(crate) struct Liveness {
+pub struct Liveness {
     /// Blocks whose last reader is instruction i, by instruction.
     dying: Vec<Vec<(Space, usize)>>,
 }

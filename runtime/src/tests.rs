@@ -13,15 +13,15 @@ use crate::{Backend, ClientKey, CpuBackend, client, keys};
 
 mod noise;
 
-struct Shared {
-    client: ClientKey,
+pub(crate) struct Shared {
+    pub(crate) client: ClientKey,
     bsk: LweBootstrapKeyOwned<u64>,
     ksk: LweKeyswitchKeyOwned<u64>,
     pksk: LwePackingKeyswitchKeyOwned<u64>,
-    backend: CpuBackend,
+    pub(crate) backend: CpuBackend,
 }
 
-fn bundle() -> ClientBundle {
+pub(crate) fn bundle() -> ClientBundle {
     ClientBundle {
         circuit: "0".repeat(64),
         model: "test".into(),
@@ -34,7 +34,7 @@ fn bundle() -> ClientBundle {
     }
 }
 
-static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+pub(crate) static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let start = std::time::Instant::now();
     let (client, server) = keys::generate(&bundle(), Some(1)).unwrap();
     println!("keygen {:?}", start.elapsed());
@@ -48,24 +48,28 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
 
 const TURN: f64 = 18_446_744_073_709_551_616.0;
 
-fn torus(turns: f64) -> u64 {
+pub(crate) fn torus(turns: f64) -> u64 {
     ((turns - turns.round()) * TURN) as i64 as u64
 }
 
-fn turns(phase: u64) -> f64 {
+pub(crate) fn turns(phase: u64) -> f64 {
     phase as i64 as f64 / TURN
 }
 
 /// Encrypts phases under the big key with the noise of fresh ciphertexts.
-fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
-    let p = Parameters::standard();
+pub(crate) fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
+    encrypt_under(&SHARED.client, phases)
+}
+
+pub(crate) fn encrypt_under(client: &ClientKey, phases: &[u64]) -> Vec<Vec<u64>> {
+    let p = client.info.parameters;
     let mut seeder = new_seeder();
     let mut generator = EncryptionRandomGenerator::<DefaultRandomGenerator>::new(seeder.seed(), seeder.as_mut());
     phases
         .iter()
         .map(|&phase| {
             allocate_and_encrypt_new_lwe_ciphertext(
-                &SHARED.client.big(),
+                &client.big(),
                 Plaintext(phase),
                 keys::big_noise(&p),
                 p.ciphertext_modulus(),
@@ -76,7 +80,7 @@ fn encrypt(phases: &[u64]) -> Vec<Vec<u64>> {
         .collect()
 }
 
-fn views(lwes: &[Vec<u64>]) -> Vec<&[u64]> {
+pub(crate) fn views(lwes: &[Vec<u64>]) -> Vec<&[u64]> {
     lwes.iter().map(Vec::as_slice).collect()
 }
 
@@ -96,7 +100,7 @@ fn pbs(phases: &[u64], table: &[i32]) -> Vec<f64> {
     client::phases(&SHARED.client, &out).into_iter().map(turns).collect()
 }
 
-fn deviation(errors: &[f64]) -> f64 {
+pub(crate) fn deviation(errors: &[f64]) -> f64 {
     (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt()
 }
 
@@ -287,7 +291,7 @@ fn fft_product_is_precise() {
     assert!(worst < (-33.0_f64).exp2());
 }
 
-mod circuits {
+pub(crate) mod circuits {
     //! A hand-built circuit with all five instructions, on ciphertexts and simulated.
     use super::*;
     use crate::progress::Counter;
@@ -309,7 +313,7 @@ mod circuits {
 
     /// 12 inputs: 8 become look-up arguments by a linear map, 4 are packed (one slot stays empty); the looked-up
     /// values are arguments of products; a last linear map sums products.
-    pub(super) fn all_five() -> Circuit {
+    pub(crate) fn all_five() -> Circuit {
         let linear = Linear {
             dst: block(12, 8),
             outputs: 4,
@@ -395,8 +399,13 @@ mod circuits {
 
     #[test]
     fn executor_and_simulator_agree() {
+        agrees_with_the_simulator(&SHARED.backend);
+    }
+
+    /// Errors on ciphertexts are those that the noise model predicts.
+    pub(crate) fn agrees_with_the_simulator(backend: &impl Backend) {
         let circuit = all_five();
-        let executor = Executor::new(&circuit, &SHARED.backend).unwrap();
+        let executor = Executor::new(&circuit, backend).unwrap();
         let (clear, _) = simulate(&circuit, NoiseModel::silent(), 0);
         let counter = Counter::default();
         let (mut encrypted, mut simulated) = ([0.0; 3], [0.0; 3]);

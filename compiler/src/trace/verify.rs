@@ -82,6 +82,7 @@ pub fn verify(options: &VerifyOptions) -> Result<Verification> {
         mode: Mode::Simulate,
         limit: Some(options.limit),
         seed: options.seed,
+        backend: thex_runtime::commands::Device::Cpu,
     };
     let means = calibrated_means(&compiled, &recipe, &work)?;
     let samples = read_samples(&bundle, &work)?;

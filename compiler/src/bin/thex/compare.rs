@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thex::compare::compare;
 use thex::error::{CompileError, Result};
 use thex::evaluate::{Mode, Workload};
+use thex_runtime::commands::Device;
 
 use crate::model::{ModelArgs, ProfileArg};
 use crate::{print_json, print_out};
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
         mode: Mode::Simulate,
         limit: args.limit,
         seed: args.seed,
+        backend: Device::Cpu,
     };
     let comparison = compare(&options, &profiles, &work)?;
     if args.json { print_json(&comparison) } else { print_out(&comparison.text()) }

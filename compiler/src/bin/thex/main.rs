@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, Workload, evaluate};
-use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
+use thex_runtime::commands::{self, DecryptArgs, Device, EncryptArgs, KeygenArgs, RunArgs};
 use thex_serve::commands::{self as service, ClientArgs, ServeArgs, TokenArgs};
 
 use compile::CompileArgs;
@@ -99,6 +99,9 @@ struct EvaluateArgs {
     /// Seed of simulated noise.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// What runs it on ciphertexts.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    backend: Device,
     /// One JSON object on standard output.
     #[arg(long)]
     json: bool,
@@ -194,6 +197,7 @@ fn run_evaluate(args: &EvaluateArgs) -> Result<()> {
             mode: args.mode,
             limit: args.limit,
             seed: args.seed,
+            backend: args.backend,
         },
     })?;
     if args.json { print_json(&evaluation) } else { print_out(&evaluation.text()) }

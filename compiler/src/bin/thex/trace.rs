@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thex::error::Result;
 use thex::evaluate::{Mode, Workload};
 use thex::trace::trace;
+use thex_runtime::commands::Device;
 
 use crate::model::ModelArgs;
 use crate::{print_json, print_out};
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<()> {
         mode: args.mode,
         limit: Some(args.limit),
         seed: args.seed,
+        backend: Device::Cpu,
     };
     let trace = trace(&options, &work)?;
     if args.json { print_json(&trace) } else { print_out(&trace.text()) }
