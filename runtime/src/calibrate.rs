@@ -18,7 +18,7 @@ use crate::executor::{Backend, CpuBackend, Products};
 use crate::kernels::balanced_chunk;
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::BATCH;
-use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING};
+use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING, check_ring};
 
 /// Nanoseconds of wall-clock time per unit, in full batches with all threads busy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,6 +105,7 @@ impl Kernels {
     /// The parameters are refused.
     pub fn new(p: Parameters) -> Result<Self> {
         p.check()?;
+        check_ring(&p)?;
         let threads = rayon::current_num_threads();
         let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
         let mut lwes = |size: usize| -> Vec<Vec<u64>> {
