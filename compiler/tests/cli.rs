@@ -100,7 +100,7 @@ fn compilation_is_deterministic() {
 
 #[test]
 fn inspect_prints_one_json_object_with_the_fixed_fields() {
-    let output = succeed(&["inspect", text(&FIXTURE.path("b.circuit")), "--format", "json"]);
+    let output = succeed(&["inspect", text(&FIXTURE.path("a.circuit")), "--format", "json"]);
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     for field in ["digest", "pbs_count", "pack_count", "estimated_seconds", "server_key_bytes", "parameters", "layers"]
     {
@@ -111,7 +111,7 @@ fn inspect_prints_one_json_object_with_the_fixed_fields() {
     assert!(value["security"]["estimated_bits"].as_f64().unwrap() >= 128.0);
     let key = std::fs::metadata(FIXTURE.path("keys/server.key")).unwrap().len();
     assert_eq!(value["server_key_bytes"].as_u64().unwrap(), key);
-    let shown = succeed(&["inspect", text(&FIXTURE.path("b.circuit"))]).stdout;
+    let shown = succeed(&["inspect", text(&FIXTURE.path("a.circuit"))]).stdout;
     let shown = String::from_utf8_lossy(&shown).into_owned();
     assert!(shown.contains("132 bits") && shown.contains("tfhe's curve") && shown.contains("table.csv"), "{shown}");
 }
@@ -402,7 +402,7 @@ fn forms_are_searched_within_a_budget() {
     arguments.extend(["--budget-accuracy", "100"]);
     let output = succeed(&arguments);
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(shown.contains("losses in points of accuracy") && shown.contains("← taken"), "{shown}");
+    assert!(shown.contains("losses in points of agreement") && shown.contains("← taken"), "{shown}");
     assert!(shown.contains("ln.LayerNormalization"), "{shown}");
     let trials = String::from_utf8_lossy(&output.stderr).lines().filter(|l| l.contains("points lost")).count();
     assert!(trials >= 3, "{trials} trials: exact, affine and constant");

@@ -256,7 +256,7 @@ fn v014_integer_weights() {
     breaks(&["V014"], placed(), |g| integers(g, "operand")[5] -= 3);
     breaks(&["V014"], placed(), |g| shorten(integers(g, "operand")));
     breaks(&["V014"], placed(), |g| g.node_mut(named(g, "operand")).facts.integers = None);
-    breaks(&["V014"], placed(), |g| encodings(g, "encrypt")[3].scale = 8.0);
+    breaks(&["V014"], placed(), |g| encodings(g, "encrypt")[3].scale = 64.0);
     breaks(&[], placed(), |g| {
         map(g, "operand").gather[1] = Address::ABSENT;
         integers(g, "operand")[1] = 1000;
@@ -294,7 +294,7 @@ fn v017_slots_share_a_table() {
 fn all_violations_are_collected_and_shown() {
     let mut graph = placed();
     integers(&mut graph, "operand")[5] += 3;
-    integers(&mut graph, "result")[0] += 1;
+    integers(&mut graph, "result")[0] += 3;
     graph.node_mut(named(&graph, "pbs")).name = "pack".into();
     let shown: Vec<String> = violations(&graph).iter().map(ToString::to_string).collect();
     assert_eq!(shown.len(), 3);
