@@ -93,6 +93,8 @@ pub struct Search {
     pub measure: Measure,
     /// Samples that judged.
     pub samples: usize,
+    /// Cryptographic parameters of all trials: those of the exact circuit. The circuit must be compiled with them to be the one that was judged.
+    pub parameters: Parameters,
     /// Every mixture that was tried, in order; the first is the exact one.
     pub trials: Vec<Trial>,
     /// The one to take.
@@ -353,7 +355,9 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
         Budget::Points(most) => trial.loss <= most,
         Budget::Seconds(most) => trial.seconds <= most,
     };
-    Ok(Search { measure: searcher.measure, samples: searcher.limit, trials: searcher.trials, chosen, kept })
+    let (measure, samples) = (searcher.measure, searcher.limit);
+    let parameters = searcher.parameters.unwrap_or_else(Parameters::standard);
+    Ok(Search { measure, samples, parameters, trials: searcher.trials, chosen, kept })
 }
 
 /// Nodes that the caller has chosen a form for.
@@ -456,7 +460,14 @@ mod tests {
             trial("c", 8.0, 1.0),
             trial("d", 4.0, 5.0),
         ];
-        let search = Search { measure: Measure::Accuracy, samples: 100, trials, chosen: 1, kept: true };
+        let search = Search {
+            measure: Measure::Accuracy,
+            samples: 100,
+            parameters: Parameters::standard(),
+            trials,
+            chosen: 1,
+            kept: true,
+        };
         assert_eq!(search.front(), vec![0, 1, 4]);
         let text = search.text();
         assert!(text.contains("← taken") && text.contains('#') && !text.contains(" b\n"), "{text}");

@@ -114,6 +114,7 @@ fn search_forms(args: &CompileArgs, options: &mut CompileOptions) -> Result<()> 
         );
     }
     options.approximate.extend(chosen.requests.iter().cloned());
+    options.parameters = Some(found.parameters);
     Ok(())
 }
 
