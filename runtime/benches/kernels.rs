@@ -33,7 +33,8 @@ fn kernels(c: &mut Criterion) {
         Err(error) => return eprintln!("no kernels to measure: {error}"),
     };
     let batch = kernels.batch();
-    measure(c, "pbs", batch, |h| kernels.pbs(batch, h));
+    measure(c, "pbs", batch, |h| kernels.pbs(batch, 0, h));
+    measure(c, "extended pbs", batch / 2, |h| kernels.pbs(batch / 2, 1, h));
     measure(c, "lut_product", batch, |h| kernels.lut_product(batch, h));
     for count in [1, 128] {
         measure(c, "keyswitch", count, |h| kernels.keyswitch(count, h));

@@ -54,9 +54,11 @@ pub struct CircuitCost {
     pub digest: String,
     /// Blind rotations.
     pub pbs_count: u64,
+    /// Plain blind rotations that they are as much work as: 2^ν for each of extension ν.
+    pub rotation_work: u64,
     /// Time that is predicted for a run.
     pub seconds: f64,
-    /// PBS count × time of a PBS in full batches: the least that the bootstraps take.
+    /// Those × time of a PBS in full batches: the least that the bootstraps take.
     pub pbs_seconds: f64,
     /// The one divided by the other.
     pub over_pbs: f64,
@@ -83,6 +85,12 @@ pub struct BenchReport {
     pub circuit: Option<CircuitCost>,
 }
 
+/// `4550 PBS`, and where some have an extension, how many plain ones they are as much work as.
+#[must_use]
+pub fn rotations_text(pbs: u64, work: u64) -> String {
+    if work == pbs { format!("{pbs} PBS") } else { format!("{pbs} PBS (as much work as {work}, since some are extended)") }
+}
+
 const KINDS: [&str; 5] = ["pbs", "lut_product", "keyswitch", "pack", "linear"];
 
 fn units(x: &Instruction) -> u64 {
@@ -106,7 +114,7 @@ impl CircuitCost {
     #[must_use]
     pub fn new(circuit: &Circuit, digest: String, times: &KernelTimes) -> Self {
         let seconds = times.estimate(circuit);
-        let pbs_seconds = circuit.pbs_count() as f64 * times.pbs_ns * 1e-9;
+        let pbs_seconds = circuit.rotation_work() as f64 * times.pbs_ns * 1e-9;
         let mut kinds: Vec<KindRow> = KINDS.map(|kind| kind_row(kind, circuit, times, seconds)).into();
         kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let rotations = kinds.iter().filter(|k| matches!(k.kind, "pbs" | "lut_product"));
@@ -114,6 +122,7 @@ impl CircuitCost {
         Self {
             digest,
             pbs_count: circuit.pbs_count(),
+            rotation_work: circuit.rotation_work(),
             seconds,
             pbs_seconds,
             over_pbs: if pbs_seconds > 0.0 { seconds / pbs_seconds } else { 0.0 },
@@ -135,12 +144,12 @@ impl CircuitCost {
                 k.kind, k.instructions, k.units, k.seconds
             );
         }
+        let work = rotations_text(self.pbs_count, self.rotation_work);
         let _ = writeln!(
             out,
-            "\n{} PBS × {:.2} ms = {:.1} s; the whole is predicted to take {:.1} s, {:.2} times that\n\
+            "\n{work} × {:.2} ms = {:.1} s; the whole is predicted to take {:.1} s, {:.2} times that\n\
              blind rotation {:.1} %, everything else {:.1} %\n\
              memory {:.0} MB at the peak with {} threads, {:.0} MB of it keys",
-            self.pbs_count,
             times.pbs_ns * 1e-6,
             self.pbs_seconds,
             self.seconds,
@@ -184,6 +193,7 @@ impl BenchReport {
         let mut out = format!("{}, {} threads\n\n", self.parameters, k.threads);
         out += &format!("{:<12} {:>12} {:>12}\n", "kernel", "batched, ms", "alone, ms");
         out += &row("pbs", k.pbs_ns, Some(k.lone_pbs_ns), "blind rotation and extraction; alone: one on each thread");
+        out += &row("extended", k.lane_ns, None, "one lane of a rotation of extension ν, which has 2^ν");
         out +=
             &row("lut_product", k.lut_product_ns, None, "the same on a packed accumulator, times a table, 8 samples");
         out += &row("keyswitch", k.keyswitch_ns, Some(k.lone_keyswitch_ns), "big key to small key");
@@ -231,15 +241,16 @@ mod tests {
         multiply_add_ns: 200.0,
         lut_product_ns: 6e6,
         lone_pbs_ns: 1.2e7,
+        lane_ns: 5.5e6,
         lone_keyswitch_ns: 3e6,
         lone_pack_ns: 9e6,
     };
 
     /// 64 look-ups of one input: 0.32 s of rotations in full batches, and 64 keyswitches of 1 ms.
     fn looked_up() -> Circuit {
-        let keyswitch = Keyswitch { dst: Block { start: 0, len: 64 }, domain: 2048, gather: (0..64).collect() };
+        let keyswitch = Keyswitch { dst: Block { start: 0, len: 64 }, domain: 2048, extension: 0, gather: (0..64).collect() };
         let (dst, argument) = (Block { start: 64, len: 64 }, (0..64).collect());
-        let pbs = Pbs { dst, argument, table_of: vec![0; 64], tables: vec![0; 2048] };
+        let pbs = Pbs { dst, extension: 0, argument, table_of: vec![0; 64], tables: vec![0; 2048] };
         Circuit {
             info: CircuitInfo::default(),
             parameters: Parameters::standard(),

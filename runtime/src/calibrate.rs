@@ -14,10 +14,10 @@ use thex_circuit::instruction::{Block, Linear, LutProduct};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
-use crate::executor::{Backend, CpuBackend, Products};
+use crate::executor::{Backend, CpuBackend, LookUps, Products};
 use crate::kernels::balanced_chunk;
 use crate::kernels::matrix::TiledMatrix;
-use crate::kernels::rotate::BATCH;
+use crate::kernels::rotate::{BATCH, batch_of};
 use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING, check_ring};
 
 /// Nanoseconds of wall-clock time per unit, in full batches with all threads busy.
@@ -37,6 +37,8 @@ pub struct KernelTimes {
     pub lut_product_ns: f64,
     /// One blind rotation on each thread, not batched: what a step with few rotations waits for.
     pub lone_pbs_ns: f64,
+    /// One lane of a blind rotation with an extension, of which it has 2^ν.
+    pub lane_ns: f64,
     /// One keyswitch alone: the whole key is read for it.
     pub lone_keyswitch_ns: f64,
     /// One packed LWE alone.
@@ -126,15 +128,16 @@ impl Kernels {
         self.backend.parameters()
     }
 
-    /// Blind rotations of `count` trivial accumulators.
+    /// Blind rotations of this extension of `count` trivial accumulators.
     ///
     /// # Errors
     /// The kernel failed, or the harness.
-    pub fn pbs(&self, count: usize, harness: Harness<'_>) -> Result<()> {
-        let table = vec![1 << 20; self.parameters().polynomial_size.0];
-        let tables = vec![table.as_slice(); count];
+    pub fn pbs(&self, count: usize, extension: u32, harness: Harness<'_>) -> Result<()> {
+        let table = vec![1 << 20; self.parameters().polynomial_size.0 << extension];
+        let look_ups =
+            LookUps { arguments: views(&self.small, count), tables: vec![table.as_slice(); count], extension };
         let mut out = vec![0; count * self.parameters().big_lwe_size()];
-        harness(&mut || self.backend.pbs(&views(&self.small, count), &tables, &mut out, &|_| ()))
+        harness(&mut || self.backend.pbs(&look_ups, &mut out, &|_| ()))
     }
 
     /// Keyswitches of `count` LWEs.
@@ -170,6 +173,7 @@ impl Kernels {
             dst: Block { start: 0, len: (count * slots) as u32 },
             slots: slots as u32,
             stride: stride as u32,
+            extension: 0,
             argument: vec![0; count],
             accumulator: vec![0; count],
             table_of: vec![0; count],
@@ -228,8 +232,9 @@ pub fn measure(parameters: Parameters, threads: usize) -> Result<KernelTimes> {
         Ok(KernelTimes {
             threads,
             // In this order: the first run touches the key's memory for the first time.
-            pbs_ns: time(batch, |h| kernels.pbs(batch, h))?,
-            lone_pbs_ns: time(1, |h| kernels.pbs(threads, h))?,
+            pbs_ns: time(batch, |h| kernels.pbs(batch, 0, h))?,
+            lone_pbs_ns: time(1, |h| kernels.pbs(threads, 0, h))?,
+            lane_ns: time(2 * batch_of(1) * threads, |h| kernels.pbs(batch_of(1) * threads, 1, h))?,
             keyswitch_ns: time(128, |h| kernels.keyswitch(128, h))?,
             lone_keyswitch_ns: time(1, |h| kernels.keyswitch(1, h))?,
             pack_ns: time(64, |h| kernels.pack(64, h))?,
@@ -263,6 +268,7 @@ impl KernelTimes {
             multiply_add_ns: growth * self.multiply_add_ns,
             lut_product_ns: rotation * self.lut_product_ns,
             lone_pbs_ns: rotation * self.lone_pbs_ns,
+            lane_ns: rotation * self.lane_ns,
             lone_keyswitch_ns: growth * self.lone_keyswitch_ns,
             lone_pack_ns: growth * growth * self.lone_pack_ns,
         }
@@ -281,6 +287,9 @@ impl KernelTimes {
             if count == 0 { 0.0 } else { (count as f64 * unit).max(lone) }
         };
         match instruction {
+            Instruction::Pbs(_) | Instruction::LutProduct(_) if instruction.extension() > 0 => {
+                self.extended_rotations(instruction)
+            }
             Instruction::Pbs(_) => self.rotations(instruction.pbs_count(), self.pbs_ns),
             Instruction::LutProduct(_) => self.rotations(instruction.pbs_count(), self.lut_product_ns),
             Instruction::Keyswitch(_) => {
@@ -289,6 +298,16 @@ impl KernelTimes {
             Instruction::Pack(_) => batched(instruction.pack_count(), self.pack_ns, self.lone_pack_ns),
             Instruction::Linear(_) => instruction.multiply_adds() as f64 * self.multiply_add_ns,
         }
+    }
+
+    /// Lanes of chunks that go round on all threads; a last round takes as long as its longest chunk.
+    fn extended_rotations(&self, instruction: &Instruction) -> f64 {
+        let (count, extension) = (instruction.pbs_count() as usize, instruction.extension());
+        let chunk = balanced_chunk(count, self.threads, batch_of(extension));
+        let (whole, rest) = (count / (chunk * self.threads), count % (chunk * self.threads));
+        let extra = if matches!(instruction, Instruction::LutProduct(_)) { self.lut_product_ns - self.pbs_ns } else { 0.0 };
+        let rotations = (whole * chunk + rest.min(chunk)) * self.threads;
+        (rotations << extension) as f64 * (self.lane_ns + extra)
     }
 
     /// A chunk of c rotations takes a + b·c on its thread: b is the arithmetic, a reading the key once.

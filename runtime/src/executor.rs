@@ -6,12 +6,12 @@
 
 use rayon::prelude::*;
 use tfhe::core_crypto::prelude::Fft;
-use thex_circuit::instruction::{Linear, LutProduct, Pbs};
+use thex_circuit::instruction::{Linear, LutProduct, MAX_EXTENSION, Pbs};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
 use crate::kernels::linear::LinearMap;
-use crate::kernels::rotate::{Degrees, Multipliers, Rotator, fill_table};
+use crate::kernels::rotate::{Degrees, Multipliers, Rotator, Shape, fill_table};
 use crate::kernels::switch;
 use crate::keys::ExpandedServerKey;
 use crate::progress::Progress;
@@ -29,17 +29,22 @@ pub trait Backend: Sync {
     /// The parameters of its keys.
     fn parameters(&self) -> &Parameters;
 
+    /// The largest ν of rotations that it runs.
+    fn largest_extension(&self) -> u32 {
+        MAX_EXTENSION
+    }
+
     /// Big LWEs → small LWEs.
     ///
     /// # Errors
     /// The device failed.
     fn keyswitch(&self, inputs: &[Ciphertext<'_>], out: &mut [u64]) -> Result<()>;
 
-    /// Small LWEs → big LWEs: element i through `tables[i]`, of N entries in units of 2^-32.
+    /// Small LWEs → big LWEs, by look-ups.
     ///
     /// # Errors
     /// The device failed.
-    fn pbs(&self, arguments: &[Ciphertext<'_>], tables: &[&[i32]], out: &mut [u64], done: Done<'_>) -> Result<()>;
+    fn pbs(&self, look_ups: &LookUps<'_>, out: &mut [u64], done: Done<'_>) -> Result<()>;
 
     /// Groups of `slots` big LWEs → GLWEs, LWE j of a group at X^{j·stride}.
     ///
@@ -82,6 +87,16 @@ pub trait Backend: Sync {
 
 /// Told how many more blind rotations are done.
 pub type Done<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// A batch of [`Pbs`].
+pub struct LookUps<'a> {
+    /// Small LWEs.
+    pub arguments: Vec<Ciphertext<'a>>,
+    /// The table of each, of 2^ν·N entries in units of 2^-32.
+    pub tables: Vec<&'a [i32]>,
+    /// ν.
+    pub extension: u32,
+}
 
 /// A batch of [`LutProduct`] rotations.
 pub struct Products<'a> {
@@ -128,9 +143,10 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn pbs(&self, arguments: &[Ciphertext<'_>], tables: &[&[i32]], out: &mut [u64], done: Done<'_>) -> Result<()> {
-        let degrees = Degrees { count: 1, stride: 0 };
-        self.rotator().run(arguments, degrees, out, |i, accumulator| fill_table(tables[i], accumulator), done);
+    fn pbs(&self, x: &LookUps<'_>, out: &mut [u64], done: Done<'_>) -> Result<()> {
+        let shape = Shape { extension: x.extension, degrees: Degrees { count: 1, stride: 0 } };
+        let fill = |i: usize, accumulator: &mut [u64]| fill_table(x.tables[i], x.extension, accumulator);
+        self.rotator().run(&x.arguments, shape, out, fill, done);
         Ok(())
     }
 
@@ -145,11 +161,12 @@ impl Backend for CpuBackend {
         let x = products.instruction;
         let (slots, stride) = (x.slots as usize, x.stride as usize);
         let fft = self.fft.as_view();
-        let tables = Multipliers::new(&x.tables, stride, fft);
+        let tables = Multipliers::new(&x.tables, x.entries(), x.extension, fft);
         let fill = |i: usize, accumulator: &mut [u64]| {
             tables.multiply(products.accumulators[i], x.table_of[i] as usize, accumulator, fft);
         };
-        self.rotator().run(&products.arguments, Degrees { count: slots, stride }, out, fill, done);
+        let shape = Shape { extension: x.extension, degrees: Degrees { count: slots, stride } };
+        self.rotator().run(&products.arguments, shape, out, fill, done);
         Ok(())
     }
 
@@ -187,6 +204,13 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
                 right: "the server key".into(),
                 reason: "they have different parameters; generate keys for this circuit".into(),
             });
+        }
+        let (wanted, most) = (circuit.largest_extension(), backend.largest_extension());
+        if wanted > most {
+            return Err(RuntimeError::Input(format!(
+                "the circuit has rotations of extension {wanted}, and this backend runs up to {most}; run it on the processor, or compile \
+                 it again with `-x select-parameters:most-extension={most}`"
+            )));
         }
         Ok(Self { circuit, backend, liveness: Liveness::new(circuit) })
     }
@@ -230,10 +254,11 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
     }
 
     fn pbs(&self, x: &Pbs, small: &Memory, out: &mut [u64], done: Done<'_>) -> Result<()> {
-        let size = self.circuit.parameters.polynomial_size.0;
+        let entries = self.circuit.parameters.polynomial_size.0 << x.extension;
         let tables: Vec<&[i32]> =
-            x.table_of.par_iter().map(|&t| &x.tables[t as usize * size..(t as usize + 1) * size]).collect();
-        self.backend.pbs(&small.gather(&x.argument)?, &tables, out, done)
+            x.table_of.par_iter().map(|&t| &x.tables[t as usize * entries..(t as usize + 1) * entries]).collect();
+        let look_ups = LookUps { arguments: small.gather(&x.argument)?, tables, extension: x.extension };
+        self.backend.pbs(&look_ups, out, done)
     }
 
     fn lut_product(&self, x: &LutProduct, state: &State, out: &mut [u64], done: Done<'_>) -> Result<()> {

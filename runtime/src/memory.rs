@@ -60,17 +60,19 @@ fn circuit_bytes(circuit: &Circuit) -> u64 {
 }
 
 /// Accumulators and scratch of the rotations at work.
-fn rotations(p: &Parameters, threads: usize) -> u64 {
-    threads as u64 * rotate::BATCH as u64 * p.glwe_words() as u64 * 8 * SCRATCH
+fn rotations(x: &Instruction, p: &Parameters, threads: usize) -> u64 {
+    let lanes = (rotate::batch_of(x.extension()) as u64) << x.extension();
+    threads as u64 * lanes * p.glwe_words() as u64 * 8 * SCRATCH
 }
 
 /// Tables in the Fourier domain.
 fn multipliers(x: &LutProduct, p: &Parameters) -> u64 {
-    (x.tables.len() / x.stride.max(1) as usize * p.polynomial_size.0 * 8) as u64
+    ((x.tables.len() / x.entries().max(1) * p.polynomial_size.0 * 8) as u64) << x.extension
 }
 
 /// What a batch of an instruction needs beside its operands and results.
-fn buffers(x: &Instruction, p: &Parameters, threads: usize) -> u64 {
+fn buffers(instruction: &Instruction, p: &Parameters, threads: usize) -> u64 {
+    let x = instruction;
     let big = p.big_lwe_dimension().0;
     let switched = |levels: usize, columns: usize| (switch::BATCH * (big * levels + columns) * 8) as u64;
     // References to operands and results.
@@ -79,8 +81,8 @@ fn buffers(x: &Instruction, p: &Parameters, threads: usize) -> u64 {
         Instruction::Linear(x) => threads as u64 * u64::from(x.operands) * (ROWS + TILE) as u64 * 8,
         Instruction::Keyswitch(_) => switched(p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0),
         Instruction::Pack(_) => switched(p.packing.level.0, p.glwe_words()),
-        Instruction::Pbs(_) => rotations(p, threads),
-        Instruction::LutProduct(x) => rotations(p, threads) + multipliers(x, p),
+        Instruction::Pbs(_) => rotations(instruction, p, threads),
+        Instruction::LutProduct(x) => rotations(instruction, p, threads) + multipliers(x, p),
     };
     // A part of the instruction has tables of its own.
     references + batch + instruction_bytes(x)
@@ -234,9 +236,9 @@ mod tests {
             weights: vec![1; 4000],
             bias: vec![0; 1000],
         };
-        let ks = Keyswitch { dst: Block { start: 0, len: 10 }, domain: 2048, gather: (4..14).collect() };
+        let ks = Keyswitch { dst: Block { start: 0, len: 10 }, domain: 2048, extension: 0, gather: (4..14).collect() };
         let (dst, argument) = (Block { start: 1004, len: 10 }, (0..10).collect());
-        let pbs = Pbs { dst, argument, table_of: vec![0; 10], tables: vec![0; 2048] };
+        let pbs = Pbs { dst, extension: 0, argument, table_of: vec![0; 10], tables: vec![0; 2048] };
         let circuit = Circuit {
             info: CircuitInfo::default(),
             parameters: Parameters::standard(),

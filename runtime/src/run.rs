@@ -15,7 +15,7 @@ use thex_circuit::{Circuit, Instruction};
 use crate::checkpoint::{Checkpoint, Position, Snapshot};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Backend, Executor};
-use crate::kernels::rotate::BATCH;
+use crate::kernels::rotate::batch_of;
 use crate::progress::Progress;
 use crate::state::{Space, State};
 
@@ -68,7 +68,8 @@ fn work(instruction: &Instruction) -> f64 {
     match instruction {
         Instruction::Linear(x) => f64::from(x.outputs) * f64::from(x.operands.max(1)),
         Instruction::Pack(x) => f64::from(x.slots),
-        Instruction::Keyswitch(_) | Instruction::Pbs(_) | Instruction::LutProduct(_) => 1.0,
+        Instruction::Keyswitch(_) => 1.0,
+        Instruction::Pbs(_) | Instruction::LutProduct(_) => f64::from(1_u32 << instruction.extension()),
     }
 }
 
@@ -82,7 +83,7 @@ impl Pace {
         let wanted = part.as_nanos() as f64 / (self.nanos[kind(x)] * work(x)).max(1.0);
         let wanted = (wanted as usize).max(1);
         let round = match x {
-            Instruction::Pbs(_) | Instruction::LutProduct(_) => BATCH * rayon::current_num_threads(),
+            Instruction::Pbs(_) | Instruction::LutProduct(_) => batch_of(x.extension()) * rayon::current_num_threads(),
             Instruction::Linear(_) | Instruction::Keyswitch(_) | Instruction::Pack(_) => 1,
         };
         (wanted / round * round).max(round)

@@ -30,7 +30,7 @@ pub struct Simulator<'a> {
     circuit: &'a Circuit,
     noise: NoiseModel,
     glwes: Vec<Packed>,
-    /// ‖P‖² of each table of each `lut_product`.
+    /// ‖P‖² of each table of each `lut_product`; of an extended one, the mean over its lanes.
     norms: Vec<Vec<f64>>,
     inputs: usize,
 }
@@ -116,8 +116,9 @@ fn layout(circuit: &Circuit) -> Vec<Packed> {
 
 fn table_norms(instruction: &Instruction) -> Vec<f64> {
     let Instruction::LutProduct(x) = instruction else { return Vec::new() };
-    let norm = |table: &[i32]| table.iter().map(|&p| f64::from(p).powi(2)).sum();
-    x.tables.chunks(x.stride as usize).map(norm).collect()
+    let lanes = f64::from(1_u32 << x.extension);
+    let norm = |table: &[i32]| table.iter().map(|&p| f64::from(p).powi(2)).sum::<f64>() / lanes;
+    x.tables.chunks(x.entries()).map(norm).collect()
 }
 
 #[inline(always)]
@@ -212,16 +213,16 @@ impl<'a> Simulator<'a> {
         Ok(())
     }
 
-    /// Right shift from a phase to its position of 2N.
+    /// Right shift from a phase to its position of 2N; with extension ν it is less by ν.
     fn position_shift(&self) -> u32 {
         64 - self.circuit.parameters.positions().ilog2()
     }
 
     /// Keyswitch and the modulus switch of every rotation by its result: one draw for all of them.
     fn keyswitch(&self, x: &Keyswitch, s: &mut Simulation, noise: &mut Noise) -> u32 {
-        let shift = self.position_shift();
-        let limit = u64::from(x.domain) << shift;
-        let deviation = self.noise.argument().sqrt();
+        let limit = u64::from(x.domain) << self.position_shift();
+        let shift = self.position_shift() - x.extension;
+        let deviation = self.noise.extended_argument(x.extension).sqrt();
         let mut overflows = 0;
         for &address in &x.gather {
             let phase = s.lwe[address as usize];
@@ -232,7 +233,7 @@ impl<'a> Simulator<'a> {
     }
 
     fn pbs(&self, x: &Pbs, s: &mut Simulation, noise: &mut Noise) {
-        let size = self.circuit.parameters.polynomial_size.0;
+        let size = self.circuit.parameters.polynomial_size.0 << x.extension;
         let deviation = self.noise.bootstrap.sqrt();
         for (&argument, &table) in x.argument.iter().zip(&x.table_of) {
             let position = s.positions[argument as usize] as usize;
@@ -256,8 +257,8 @@ impl<'a> Simulator<'a> {
     }
 
     fn lut_product(&self, x: &LutProduct, norms: &[f64], s: &mut Simulation, noise: &mut Noise) {
-        let size = self.circuit.parameters.polynomial_size.0;
-        let stride = x.stride as usize;
+        let size = self.circuit.parameters.polynomial_size.0 << x.extension;
+        let stride = x.entries();
         for ((&argument, &glwe), &table) in x.argument.iter().zip(&x.accumulator).zip(&x.table_of) {
             let position = s.positions[argument as usize] as usize;
             let packed = self.glwes[glwe as usize];

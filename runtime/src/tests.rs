@@ -8,7 +8,7 @@ use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::LutProduct;
 use thex_circuit::{ClientBundle, NoiseModel, Parameters};
 
-use crate::executor::Products;
+use crate::executor::{LookUps, Products};
 use crate::{Backend, ClientKey, CpuBackend, client, keys};
 
 mod noise;
@@ -95,8 +95,9 @@ fn pbs(phases: &[u64], table: &[i32]) -> Vec<f64> {
     let p = Parameters::standard();
     let small = keyswitch(&encrypt(phases));
     let mut out = vec![0; phases.len() * p.big_lwe_size()];
-    let tables = vec![table; phases.len()];
-    SHARED.backend.pbs(&views(&small), &tables, &mut out, &|_| ()).unwrap();
+    let extension = (table.len() / p.polynomial_size.0).ilog2();
+    let look_ups = LookUps { arguments: views(&small), tables: vec![table; phases.len()], extension };
+    SHARED.backend.pbs(&look_ups, &mut out, &|_| ()).unwrap();
     client::phases(&SHARED.client, &out).into_iter().map(turns).collect()
 }
 
@@ -241,6 +242,7 @@ fn lut_product_multiplies_each_slot() {
         dst: thex_circuit::instruction::Block { start: 0, len: (count * slots) as u32 },
         slots: slots as u32,
         stride: stride as u32,
+        extension: 0,
         argument: vec![0; count],
         accumulator: vec![0; count],
         table_of: vec![0; count],
@@ -276,7 +278,7 @@ fn fft_product_is_precise() {
     let fft = Fft::new(PolynomialSize(size));
     let tables: Vec<i32> = (0..stride).map(|e| if e % 3 == 0 { 4096 } else { -4000 + e }).collect();
     let glwe: Vec<u64> = (0..size as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
-    let multipliers = crate::kernels::rotate::Multipliers::new(&tables, stride as usize, fft.as_view());
+    let multipliers = crate::kernels::rotate::Multipliers::new(&tables, stride as usize, 0, fft.as_view());
     let mut out = vec![0; size];
     multipliers.multiply(&glwe, 0, &mut out, fft.as_view());
     let mut worst = 0.0_f64;
@@ -323,17 +325,18 @@ pub(crate) mod circuits {
             weights: (0..32).map(|i| if i % 5 == 0 { 2 } else { i % 3 - 1 }).collect(),
             bias: vec![torus(0.25); 8],
         };
-        let first = Keyswitch { dst: block(0, 8), domain: N as u32, gather: addresses(12..20) };
+        let first = Keyswitch { dst: block(0, 8), domain: N as u32, extension: 0, gather: addresses(12..20) };
         // f(x) = a quarter of the phase's distance to 1/4, moved into a box of 512 positions: ±1/32 around 1/16.
         let table: Vec<i32> = (0..N as i32).map(|j| (1 << 28) + ((j - 1024) << 17)).collect();
         let negated: Vec<i32> = (0..N as i32).map(|j| (1 << 28) - ((j - 1024) << 17)).collect();
         let pbs = Pbs {
             dst: block(20, 8),
+            extension: 0,
             argument: addresses(0..8),
             table_of: (0..8).map(|i| i % 2).collect(),
             tables: [table, negated].concat(),
         };
-        let second = Keyswitch { dst: block(8, 8), domain: STRIDE as u32, gather: addresses(20..28) };
+        let second = Keyswitch { dst: block(8, 8), domain: STRIDE as u32, extension: 0, gather: addresses(20..28) };
         let pack = Pack {
             dst: block(0, 2),
             slots: SLOTS as u32,
@@ -344,6 +347,7 @@ pub(crate) mod circuits {
             dst: block(28, 8 * SLOTS),
             slots: SLOTS as u32,
             stride: STRIDE as u32,
+            extension: 0,
             argument: addresses(8..16),
             accumulator: (0..8).map(|i| i % 2).collect(),
             table_of: vec![0; 8],

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor as Candle};
+use thex_ir::he::Domain;
 use thex_ir::{ClearOp, Graph, NodeId, UnaryFn};
 use thex_passes::PassCx;
 use thex_passes::analysis::{classes, demand, private_nodes};
@@ -53,7 +54,7 @@ impl NoisySites {
             Site { at, source, slots, centred, class: class[&source].clone(), demanded: demand[&source].clone() }
         };
         let part = |slots: usize| {
-            let reach = usable(&cx.parameters, cx.parameters.polynomial_size.0 / slots);
+            let reach = usable(&cx.parameters, Domain::new(cx.parameters.polynomial_size.0 / slots));
             times * cx.noise().argument().sqrt() * (1.0 + 2.0 * cx.precision.margin) / reach
         };
         Self { sites: uses.map(site).collect(), parts: [1, SLOTS].map(|s| (s, part(s))).into() }

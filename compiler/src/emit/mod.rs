@@ -12,6 +12,7 @@ use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pa
 use thex_circuit::{
     Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, NoiseModel, Parameters, Port,
 };
+use thex_ir::he::Domain;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
 
 use crate::error::CompileError;
@@ -152,10 +153,11 @@ impl Emitter<'_> {
                 let dst = take(&mut self.lwe, len);
                 (dst, Instruction::Linear(self.linear(id, map, dst)?))
             }
-            HeOp::Keyswitch { gather, positions } => {
+            HeOp::Keyswitch { gather, domain } => {
                 let dst = take(&mut self.small, len);
                 let gather = self.gather(id, gather);
-                (dst, Instruction::Keyswitch(Keyswitch { dst, domain: *positions as u32, gather }))
+                let (domain, extension) = (domain.positions as u32, domain.extension);
+                (dst, Instruction::Keyswitch(Keyswitch { dst, domain, extension, gather }))
             }
             HeOp::Pbs { .. } => {
                 let dst = take(&mut self.lwe, len);
@@ -204,28 +206,26 @@ impl Emitter<'_> {
         })
     }
 
-    /// Encoding and range of each element of a keyswitch.
-    fn arguments(&self, keyswitch: NodeId) -> Result<Vec<Argument>, CompileError> {
+    /// Domain of a keyswitch, encoding and range of each of its elements.
+    fn arguments(&self, keyswitch: NodeId) -> Result<(Domain, Vec<Argument>), CompileError> {
         let node = self.graph.node(keyswitch);
-        let Op::He(HeOp::Keyswitch { gather, .. }) = &node.op else {
+        let Op::He(HeOp::Keyswitch { gather, domain }) = &node.op else {
             return Err(missing(self.graph, keyswitch, "keyswitched arguments"));
         };
         let ranges = node.facts.ranges.as_ref().ok_or_else(|| missing(self.graph, keyswitch, "ranges"))?;
         let operands = self.graph.operands(keyswitch);
-        gather
-            .iter()
-            .enumerate()
-            .map(|(i, a)| {
-                let encodings = encodings(self.graph, operands[a.port as usize])?;
-                Ok((encodings[a.index as usize], ranges.of(i)))
-            })
-            .collect()
+        let arguments = gather.iter().enumerate().map(|(i, a)| {
+            let encodings = encodings(self.graph, operands[a.port as usize])?;
+            Ok((encodings[a.index as usize], ranges.of(i)))
+        });
+        Ok((*domain, arguments.collect::<Result<_, CompileError>>()?))
     }
 
     fn pbs(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<Pbs, CompileError> {
         let HeOp::Pbs { chain } = op else { return Err(missing(self.graph, id, "function")) };
         let keyswitch = self.graph.operands(id)[0];
-        let arguments = self.arguments(keyswitch)?;
+        let (domain, arguments) = self.arguments(keyswitch)?;
+        let place = (&self.parameters, domain);
         let results = self.graph.node(id).facts.ranges.as_ref().ok_or_else(|| missing(self.graph, id, "ranges"))?;
         let mut tables = TableSet::default();
         let table_of = arguments
@@ -236,11 +236,17 @@ impl Emitter<'_> {
                 let result = results.of(i);
                 let (a, o) = (argument, output);
                 let key = [a.scale, a.offset, range.0, range.1, o.scale, o.offset, result.0, result.1];
-                tables.get(&key, || lookup_table(chain, argument, *range, (output, result), &self.parameters))
+                tables.get(&key, || lookup_table(chain, argument, *range, (output, result), place))
             })
             .collect();
         let base = self.base[&keyswitch];
-        Ok(Pbs { dst, argument: (0..dst.len).map(|i| base + i).collect(), table_of, tables: tables.entries })
+        Ok(Pbs {
+            dst,
+            extension: domain.extension,
+            argument: (0..dst.len).map(|i| base + i).collect(),
+            table_of,
+            tables: tables.entries,
+        })
     }
 
     fn product(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<LutProduct, CompileError> {
@@ -248,21 +254,22 @@ impl Emitter<'_> {
             return Err(missing(self.graph, id, "product"));
         };
         let operands = self.graph.operands(id);
-        let arguments = self.arguments(operands[0])?;
+        let (domain, arguments) = self.arguments(operands[0])?;
+        let place = (&self.parameters, domain);
         let outputs = encodings(self.graph, id)?;
-        let stride = self.parameters.polynomial_size.0 / slots;
         let mut tables = TableSet::default();
         let mut table_of = Vec::with_capacity(argument.len());
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
             let gain = self.table_gain(id, operands[1], p as usize, &outputs[r * slots..(r + 1) * slots])?;
             let (encoding, range) = arguments[a as usize];
             let key = [encoding.scale, encoding.offset, range.0, range.1, gain];
-            table_of.push(tables.get(&key, || product_table(chain, &encoding, range, gain, stride, &self.parameters)));
+            table_of.push(tables.get(&key, || product_table(chain, &encoding, range, gain, place)));
         }
         Ok(LutProduct {
             dst,
             slots: *slots as u32,
-            stride: stride as u32,
+            stride: domain.positions as u32,
+            extension: domain.extension,
             argument: argument.iter().map(|a| self.base[&operands[0]] + a).collect(),
             accumulator: accumulator.iter().map(|p| self.base[&operands[1]] + p).collect(),
             table_of,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use thex_circuit::{Encoding, Parameters};
 use thex_ir::UnaryChain;
+use thex_ir::he::Domain;
 
 /// Tables laid end to end, equal ones once.
 #[derive(Default)]
@@ -24,38 +25,41 @@ impl TableSet {
     }
 }
 
-/// The value that table position `j` stands for, held inside the calibrated range.
-fn position_value(j: usize, argument: &Encoding, (lo, hi): (f64, f64), parameters: &Parameters) -> f64 {
-    let phase = (j as f64 + 0.5) / parameters.positions() as f64;
+/// The value that table entry `j` stands for, held inside the calibrated range.
+fn entry_value(j: usize, argument: &Encoding, (lo, hi): (f64, f64), (parameters, domain): Place<'_>) -> f64 {
+    let phase = (j as f64 + 0.5) / (parameters.positions() << domain.extension) as f64;
     (argument.offset + argument.scale * phase).clamp(lo, hi.max(lo))
 }
 
-/// N entries in units of 2^-32 of the torus. Results are held inside their own calibrated range too: an exponential of an
+/// The ring that a look-up turns in, and the domain of its arguments.
+pub(super) type Place<'a> = (&'a Parameters, Domain);
+
+/// An entry for each in the domain, in units of 2^-32 of the torus. Results are held inside their own calibrated range too: an exponential of an
 /// argument at the end of its widened range would carry what reads it out of its domain.
 pub(super) fn lookup_table(
     chain: &UnaryChain,
     argument: &Encoding,
     range: (f64, f64),
     (output, (least, most)): (&Encoding, (f64, f64)),
-    parameters: &Parameters,
+    place: Place<'_>,
 ) -> Vec<i32> {
-    (0..parameters.polynomial_size.0)
+    (0..place.1.entries())
         .map(|j| {
-            let value = chain.apply(position_value(j, argument, range, parameters)).clamp(least, most.max(least));
+            let value = chain.apply(entry_value(j, argument, range, place)).clamp(least, most.max(least));
             let turns = (value - output.offset) / output.scale;
             (turns * 4_294_967_296.0).round() as i32
         })
         .collect()
 }
 
-/// `stride` integers: f(x)·scale(y)/scale(product).
+/// An integer for each entry of the domain: f(x)·scale(y)/scale(product).
 pub(super) fn product_table(
     chain: &UnaryChain,
     argument: &Encoding,
     range: (f64, f64),
     gain: f64,
-    stride: usize,
-    parameters: &Parameters,
+    place: Place<'_>,
 ) -> Vec<i32> {
-    (0..stride).map(|j| (chain.apply(position_value(j, argument, range, parameters)) * gain).round() as i32).collect()
+    let entry = |j| (chain.apply(entry_value(j, argument, range, place)) * gain).round() as i32;
+    (0..place.1.entries()).map(entry).collect()
 }

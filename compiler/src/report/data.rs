@@ -200,6 +200,9 @@ pub struct StepRow {
     pub delta_log2: Option<(f64, f64)>,
     /// Positions of a look-up's argument: all of the table's, or those of one slot's box.
     pub positions: Option<usize>,
+    /// ν of a look-up's argument, where it has an extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension: Option<u32>,
     /// Bits of the range that stand above the modelled noise of the ciphertext, for the worst element.
     pub noise_bits: Option<f64>,
     /// log2 of the largest integer weight.
@@ -393,8 +396,8 @@ fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit, noise_
         HeOp::Pack { slots, .. } | HeOp::LutProduct { slots, .. } => Some(*slots),
         HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Keyswitch { .. } | HeOp::Pbs { .. } | HeOp::Decrypt { .. } => None,
     };
-    let positions = match op {
-        HeOp::Keyswitch { positions, .. } => Some(*positions),
+    let domain = match op {
+        HeOp::Keyswitch { domain, .. } => Some(*domain),
         _ => None,
     };
     let largest = node.facts.integers.as_ref().and_then(|w| w.iter().map(|w| w.unsigned_abs()).max());
@@ -407,7 +410,8 @@ fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit, noise_
         packs: instruction.map_or(0, thex_circuit::Instruction::pack_count),
         slots,
         delta_log2: delta_log2(node),
-        positions,
+        positions: domain.map(|d| d.positions),
+        extension: domain.map(|d| d.extension).filter(|e| *e > 0),
         noise_bits,
         weight_log2: largest.filter(|w| *w > 0).map(|w| short(f64::from(w).log2())),
     }

@@ -41,6 +41,7 @@ pub fn circuit_json(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Val
         "approximations": circuit.info.approximations,
         "predicted_output_error": circuit.info.predicted_output_error,
         "pbs_count": circuit.pbs_count(),
+        "rotation_work": circuit.rotation_work(),
         "pack_count": circuit.pack_count(),
         "keyswitch_count": circuit.keyswitch_count(),
         "multiply_adds": circuit.multiply_adds(),
@@ -152,8 +153,8 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
     out.push_str(&layer_table(circuit, times));
     let _ = writeln!(
         out,
-        "\n{} PBS, {} packs: about {:.0} s on this machine with {} threads",
-        circuit.pbs_count(),
+        "\n{}, {} packs: about {:.0} s on this machine with {} threads",
+        rotations_text(circuit.pbs_count(), circuit.rotation_work()),
         circuit.pack_count(),
         times.estimate(circuit),
         times.threads

@@ -61,7 +61,7 @@ impl<'a> CiphertextNoise<'a> {
             HeOp::Encrypt => vec![self.model.fresh; elements],
             HeOp::Pbs { .. } => vec![self.model.bootstrap; elements],
             HeOp::Linear { map, .. } => self.linear(id, map),
-            HeOp::Keyswitch { gather, .. } => gathered(gather, self.model.argument()),
+            HeOp::Keyswitch { gather, domain } => gathered(gather, self.model.extended_argument(domain.extension)),
             HeOp::Pack { gather, .. } => gathered(gather, self.model.packing),
             HeOp::LutProduct { .. } => self.product(id, op),
             HeOp::Decrypt { gather } => gathered(gather, 0.0),
@@ -97,7 +97,7 @@ impl<'a> CiphertextNoise<'a> {
         let HeOp::LutProduct { chain, argument, accumulator, slots } = op else { return Vec::new() };
         let operands = self.graph.operands(id);
         let (keyswitch, pack) = (self.graph.node(operands[0]), operands[1]);
-        let Op::He(HeOp::Keyswitch { positions, .. }) = keyswitch.op else { return Vec::new() };
+        let Op::He(HeOp::Keyswitch { domain, .. }) = keyswitch.op else { return Vec::new() };
         let Some(ranges) = &keyswitch.facts.ranges else { return Vec::new() };
         let mut variance = Vec::with_capacity(argument.len() * slots);
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
@@ -108,7 +108,7 @@ impl<'a> CiphertextNoise<'a> {
                 let y = p as usize * slots + slot;
                 let scales = self.scale(pack, y).zip(self.scale(id, r * slots + slot));
                 let table = scales.map_or(0.0, |(y, out)| square * (y / out).powi(2));
-                let leakage = self.model.packing * (*slots * positions) as f64;
+                let leakage = self.model.packing * (*slots * domain.positions) as f64;
                 variance.push(self.model.bootstrap + table * (self.variance[&pack][y] + leakage));
             }
         }

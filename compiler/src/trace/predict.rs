@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use thex_circuit::instruction::LutProduct;
 use thex_circuit::{Circuit, Encoding, Instruction, NoiseModel};
 use thex_ir::interpret::Values;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, UnaryChain};
@@ -41,6 +42,8 @@ struct Argument {
     scale: f64,
     /// What the table holds it inside.
     range: (f64, f64),
+    /// ν of the look-up.
+    extension: u32,
 }
 
 impl Model<'_> {
@@ -98,15 +101,17 @@ impl Model<'_> {
 
     fn argument(&self, keyswitch: NodeId, element: usize) -> Option<Argument> {
         let node = self.graph.node(keyswitch);
-        let Op::He(HeOp::Keyswitch { gather, .. }) = &node.op else { return None };
+        let Op::He(HeOp::Keyswitch { gather, domain }) = &node.op else { return None };
         let encoding = self.source(&self.graph.operands(keyswitch), *gather.get(element)?)?;
-        Some(Argument { scale: encoding.scale, range: node.facts.ranges.as_ref()?.of(element) })
+        let range = node.facts.ranges.as_ref()?.of(element);
+        Some(Argument { scale: encoding.scale, range, extension: domain.extension })
     }
 
     /// E (f(x + noise) - f(x))², by Gauss-Hermite quadrature: sees kinks, and what the ends of the range hold back.
     fn through(&self, argument: &Argument, x: f64, f: impl Fn(f64) -> f64) -> f64 {
-        let position = 1.0 / self.circuit.parameters.positions() as f64;
-        let deviation = argument.scale * (self.noise.argument() + ROUNDING * position * position).sqrt();
+        let entry = 1.0 / (self.circuit.parameters.positions() << argument.extension) as f64;
+        let noise = self.noise.extended_argument(argument.extension);
+        let deviation = argument.scale * (noise + ROUNDING * entry * entry).sqrt();
         let (lo, hi) = (argument.range.0, argument.range.1.max(argument.range.0));
         let at = |x: f64| f(x.clamp(lo, hi));
         let middle = at(x);
@@ -133,7 +138,7 @@ impl Model<'_> {
         let Op::He(HeOp::Pack { gather, .. }) = &self.graph.node(operands[1]).op else { return None };
         let (x, y, encodings) = (seen.get(&operands[0])?, seen.get(&operands[1])?, self.encodings(id)?);
         let (x, y): (Vec<f64>, Vec<f64>) = (x.iter().copied().collect(), y.iter().copied().collect());
-        let norms = norms(&tables.tables, tables.stride as usize);
+        let norms = norms(tables);
         let sources = self.graph.operands(operands[1]);
         let mut variances = Vec::with_capacity(encodings.len());
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
@@ -196,6 +201,8 @@ impl Columns {
 }
 
 /// ‖P‖² of each table.
-fn norms(tables: &[i32], stride: usize) -> Vec<f64> {
-    tables.chunks(stride.max(1)).map(|t| t.iter().map(|&p| f64::from(p).powi(2)).sum()).collect()
+fn norms(x: &LutProduct) -> Vec<f64> {
+    let lanes = f64::from(1_u32 << x.extension);
+    let norm = |t: &[i32]| t.iter().map(|&p| f64::from(p).powi(2)).sum::<f64>() / lanes;
+    x.tables.chunks(x.entries().max(1)).map(norm).collect()
 }

@@ -39,13 +39,36 @@ pub struct HeLinear {
     pub bias: Vec<f64>,
 }
 
+/// Where the arguments of a look-up lie, and how finely they are looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain {
+    /// Positions of 1/2N of the torus: N for `pbs`, B for `lut-product` with boxes of B positions.
+    pub positions: usize,
+    /// ν: each position has 2^ν entries of a table, at the price of 2^ν rotations. See `thex_circuit::instruction`.
+    pub extension: u32,
+}
+
+impl Domain {
+    /// Without extension.
+    #[must_use]
+    pub fn new(positions: usize) -> Self {
+        Self { positions, extension: 0 }
+    }
+
+    /// Entries of a table.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.positions << self.extension
+    }
+}
+
 /// What an element is going to be used for, which decides the torus interval that its encoding must fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// Argument of a look-up, or of a product with `positions` positions to a box.
+    /// Argument of a look-up or a product.
     Argument {
-        /// N for `pbs`, B for `lut-product`.
-        positions: usize,
+        /// Where it lies.
+        domain: Domain,
     },
     /// Packed operand of a product: encoded with offset 0.
     Packed,
@@ -65,12 +88,12 @@ pub enum HeOp {
         /// What for.
         purpose: Purpose,
     },
-    /// Keyswitch of gathered elements, to be looked up with `positions` positions.
+    /// Keyswitch of gathered elements, to be looked up.
     Keyswitch {
         /// Which elements.
         gather: Arc<Vec<Address>>,
-        /// N for `pbs`, B for `lut-product`.
-        positions: usize,
+        /// Where they lie.
+        domain: Domain,
     },
     /// Programmable bootstrap of each element of the one operand, a keyswitch.
     Pbs {

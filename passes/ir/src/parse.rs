@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::clear::{ClearOp, Reduction, Tensor, UnaryChain};
+use thex_circuit::instruction::MAX_EXTENSION;
 use thiserror::Error;
 
 use crate::graph::{Facts, Graph, Node, NodeId, Op, Stage};
-use crate::he::{Address, HeLinear, HeOp, Purpose};
+use crate::he::{Address, Domain, HeLinear, HeOp, Purpose};
 use crate::print::{ConstantPool, ContentHash, Pooled, VERSION, is_plain_char, reduction};
 
 /// Where and why a text is not a graph.
@@ -191,7 +192,12 @@ fn he_op(mnemonic: &str, a: &mut Attributes<'_, '_>) -> Result<Option<HeOp>> {
             };
             HeOp::Linear { map: Arc::new(map), purpose }
         }
-        "keyswitch" => HeOp::Keyswitch { gather: a.addresses("gather")?, positions: a.size("positions")? },
+        "keyswitch" => {
+            let gather = a.addresses("gather")?;
+            let positions = a.size("positions")?;
+            let extension = if a.values.contains_key("extension") { a.get("extension", Cursor::extension)? } else { 0 };
+            HeOp::Keyswitch { gather, domain: Domain { positions, extension } }
+        }
         "pbs" => HeOp::Pbs { chain: a.chain()? },
         "pack" => HeOp::Pack { gather: a.addresses("gather")?, slots: a.size("slots")? },
         "lut-product" => HeOp::LutProduct {
@@ -398,6 +404,12 @@ impl<'a> Cursor<'a> {
         found.map_or_else(|| place.fail("expected sum, mean or max"), Ok)
     }
 
+    fn extension(&mut self) -> Result<u32> {
+        let place = self.clone();
+        let extension = self.integer()?;
+        if extension > MAX_EXTENSION { place.fail("the largest extension is 3") } else { Ok(extension) }
+    }
+
     fn purpose(&mut self) -> Result<Purpose> {
         let place = self.clone();
         match self.word()? {
@@ -406,8 +418,9 @@ impl<'a> Cursor<'a> {
             "argument" => {
                 self.expect('(')?;
                 let positions = self.integer()?;
+                let extension = if self.eat(',') { self.extension()? } else { 0 };
                 self.expect(')')?;
-                Ok(Purpose::Argument { positions })
+                Ok(Purpose::Argument { domain: Domain { positions, extension } })
             }
             _ => place.fail("expected argument(…), packed or output"),
         }

@@ -183,7 +183,10 @@ fn address(a: &Address) -> String {
 
 fn purpose(purpose: Purpose) -> String {
     match purpose {
-        Purpose::Argument { positions } => format!("argument({positions})"),
+        Purpose::Argument { domain } if domain.extension > 0 => {
+            format!("argument({}, {})", domain.positions, domain.extension)
+        }
+        Purpose::Argument { domain } => format!("argument({})", domain.positions),
         Purpose::Packed => "packed".to_owned(),
         Purpose::Output => "output".to_owned(),
     }
@@ -302,8 +305,13 @@ impl Printer<'_> {
         match op {
             HeOp::Encrypt => Vec::new(),
             HeOp::Linear { map, purpose } => self.linear(map, *purpose),
-            HeOp::Keyswitch { gather, positions } => {
-                vec![("gather", self.addresses(gather)), ("positions", positions.to_string())]
+            HeOp::Keyswitch { gather, domain } => {
+                let mut attributes =
+                    vec![("gather", self.addresses(gather)), ("positions", domain.positions.to_string())];
+                if domain.extension > 0 {
+                    attributes.push(("extension", domain.extension.to_string()));
+                }
+                attributes
             }
             HeOp::Pbs { chain } => vec![("chain", quoted(&chain.label()))],
             HeOp::Pack { gather, slots } => vec![("gather", self.addresses(gather)), ("slots", slots.to_string())],

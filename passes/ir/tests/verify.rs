@@ -11,7 +11,7 @@ use common::{SIZE, calibrated, named, one_range, placed, transformer};
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::Encoding;
 use thex_ir::graph::Ranges;
-use thex_ir::he::Purpose;
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::verify::{VerifyOptions, Violation, verify};
 use thex_ir::{Address, ClearOp, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
@@ -206,8 +206,8 @@ fn v010_operand_kinds() {
 #[test]
 fn v011_slots_and_positions() {
     fn positions(g: &mut Graph, name: &str, wanted: usize) {
-        if let HeOp::Keyswitch { positions, .. } = he(g, name) {
-            *positions = wanted;
+        if let HeOp::Keyswitch { domain, .. } = he(g, name) {
+            domain.positions = wanted;
         }
     }
     fn slots(g: &mut Graph, wanted: usize) {
@@ -269,7 +269,7 @@ fn v015_arguments_in_box() {
     breaks(&["V015"], placed(), |g| encodings(g, "argument")[1].offset -= 0.1);
     breaks(&["V015"], placed(), |g| {
         if let HeOp::Linear { purpose, .. } = he(g, "argument") {
-            *purpose = Purpose::Argument { positions: SIZE / 2 };
+            *purpose = Purpose::Argument { domain: Domain::new(SIZE / 2) };
         }
     });
 }

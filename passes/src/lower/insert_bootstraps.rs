@@ -14,10 +14,11 @@ use std::sync::Arc;
 use ndarray::Array2;
 use thex_circuit::Parameters;
 use thex_ir::graph::Ranges;
-use thex_ir::he::Purpose;
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, Stage, UnaryChain};
 
 use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of};
+use super::budget::{Price, cheapest};
 use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
 use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
 use super::usable;
@@ -106,9 +107,9 @@ struct Candidate {
 /// Variance that the argument noise of whole-table look-ups adds to the outputs.
 fn look_up_noise(graph: &Graph, sensitivity: &Sensitivity, cx: &PassCx) -> f64 {
     let size = cx.parameters.polynomial_size.0;
-    let reach = usable(&cx.parameters, size);
+    let reach = usable(&cx.parameters, Domain::new(size));
     let whole =
-        |id: &NodeId| matches!(&graph.node(*id).op, Op::He(HeOp::Keyswitch { positions, .. }) if *positions == size);
+        |id: &NodeId| matches!(&graph.node(*id).op, Op::He(HeOp::Keyswitch { domain, .. }) if domain.positions == size);
     let weighted: f64 = graph.ids().filter(whole).map(|id| sensitivity.weighted_width(&id)).sum();
     cx.noise().argument() * weighted / (reach * reach)
 }
@@ -118,33 +119,6 @@ const PRODUCTS_PART: f64 = 0.5;
 
 /// Packing one LWE costs about as much as this many bootstraps.
 const PACK_COST: f64 = 0.07;
-
-/// One candidate of each site, such that the errors stay within the budget at the least cost: the least of cost +
-/// price·error at the lowest price of error that keeps the budget (bisection), which is optimal on the convex hull of
-/// the candidates; what is left of the budget is then spent greedily.
-fn cheapest(sites: &[&[Candidate]], budget: f64) -> Vec<usize> {
-    let at_price = |price: f64| -> Vec<usize> {
-        let value = |c: &Candidate| c.cost + price * c.error / budget;
-        sites.iter().map(|c| (0..c.len()).min_by(|&a, &b| value(&c[a]).total_cmp(&value(&c[b]))).unwrap_or(0)).collect()
-    };
-    let error = |chosen: &[usize]| -> f64 { sites.iter().zip(chosen).map(|(c, &i)| c[i].error).sum() };
-    let (mut low, mut high) = (1e-3_f64, 1e12_f64);
-    for _ in 0..100 {
-        let middle = (low * high).sqrt();
-        if error(&at_price(middle)) <= budget { high = middle } else { low = middle }
-    }
-    let mut chosen = at_price(high);
-    loop {
-        let left = budget - error(&chosen);
-        let better = sites.iter().enumerate().flat_map(|(s, candidates)| {
-            let now = &candidates[chosen[s]];
-            let affordable = move |c: &&Candidate| c.cost < now.cost && c.error - now.error <= left;
-            candidates.iter().filter(affordable).map(move |c| (now.cost - c.cost, s, c.plan)).collect::<Vec<_>>()
-        });
-        let Some((_, s, plan)) = better.max_by(|a, b| a.0.total_cmp(&b.0)) else { return chosen };
-        chosen[s] = sites[s].iter().position(|c| c.plan == plan).unwrap_or(chosen[s]);
-    }
-}
 
 impl InsertBootstraps {
     /// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
@@ -166,7 +140,9 @@ impl InsertBootstraps {
             .map(|(&id, site)| (id, self.candidates(graph, id, site, &floored, cx)))
             .filter(|(_, c)| !c.is_empty())
             .collect();
-        let chosen = cheapest(&sites.iter().map(|(_, c)| c.as_slice()).collect::<Vec<_>>(), budget);
+        let price = |c: &Candidate| Price { cost: c.cost, error: c.error };
+        let prices: Vec<Vec<Price>> = sites.iter().map(|(_, c)| c.iter().map(price).collect()).collect();
+        let chosen = cheapest(&prices, budget);
         let mut plans = ProductPlans::new();
         for ((id, candidates), &i) in sites.iter().zip(&chosen) {
             let candidate = &candidates[i];
@@ -205,7 +181,7 @@ impl InsertBootstraps {
             for slots in 1..=most {
                 let plan = ProductPlan { rotate, slots };
                 let schedule = site.schedule(plan);
-                let reach = usable(&cx.parameters, size / slots);
+                let reach = usable(&cx.parameters, Domain::new(size / slots));
                 let cost = schedule.rotations.len() as f64 + PACK_COST * schedule.packed() as f64;
                 candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
             }
@@ -502,10 +478,11 @@ impl Lowering<'_> {
             return known;
         }
         let elements: Vec<usize> = (0..wanted.len()).filter(|&i| wanted[i]).collect();
-        let atoms = self.materialise(id, &elements, Purpose::Argument { positions });
+        let domain = Domain::new(positions);
+        let atoms = self.materialise(id, &elements, Purpose::Argument { domain });
         let ranges: Vec<(f64, f64)> = elements.iter().map(|&i| self.range(id, i)).collect();
         let (operands, gather) = addresses(&atoms.into_iter().map(Some).collect::<Vec<_>>());
-        let op = HeOp::Keyswitch { gather: Arc::new(gather), positions };
+        let op = HeOp::Keyswitch { gather: Arc::new(gather), domain };
         let keyswitch = self.add(id, "keyswitch", op, &ranges, &operands);
         self.arguments.insert(key, keyswitch);
         keyswitch

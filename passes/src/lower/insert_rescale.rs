@@ -27,14 +27,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thex_circuit::Encoding;
-use thex_ir::he::Purpose;
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
 use super::insert_bootstraps::magnitude;
 use super::nearest_plane::{Observed, round_sets};
 use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, rounding};
 use super::solver::{Term, minimise};
-use super::{OUTPUT_FILL, guard, usable};
+use super::{OUTPUT_FILL, guard, relative_noise, usable};
 use crate::error::{PassError, Problem, Result};
 use crate::options::PassOption;
 use crate::pass::{ErrorSource, Pass, PassCx};
@@ -242,6 +242,11 @@ impl<'a> Scaling<'a> {
         }
     }
 
+    /// What the noise of all arguments adds, which no amplitude changes.
+    pub(super) fn argument_noise_in_all(&self) -> f64 {
+        self.fixed.iter().map(|(_, error)| error).sum()
+    }
+
     fn base_scale(&self, id: NodeId, element: usize) -> f64 {
         base_scale(self.graph, self.cx, id, element)
     }
@@ -267,7 +272,7 @@ impl<'a> Scaling<'a> {
                 HeOp::Encrypt => self.output_noise("encryption", id, noise.fresh),
                 HeOp::Pbs { .. } => self.output_noise("output noise", id, noise.bootstrap),
                 HeOp::Linear { map, purpose } => self.weight_rounding(id, map, *purpose),
-                HeOp::Keyswitch { .. } => self.argument_noise(id, noise.argument()),
+                HeOp::Keyswitch { domain, .. } => self.argument_noise(id, *domain),
                 HeOp::Pack { gather, slots } => self.packing_noise(id, gather, *slots, noise.packing),
                 HeOp::LutProduct { .. } => {
                     self.output_noise("output noise", id, noise.bootstrap);
@@ -303,11 +308,8 @@ impl<'a> Scaling<'a> {
         self.push(kind, id, variance * weighted, Some(id), None);
     }
 
-    fn argument_noise(&mut self, id: NodeId, variance: f64) {
-        let node = self.graph.node(id);
-        let Op::He(HeOp::Keyswitch { positions, .. }) = &node.op else { return };
-        let reach = usable(&self.cx.parameters, *positions);
-        let error = variance / (reach * reach) * self.sensitivity.weighted_width(&id);
+    fn argument_noise(&mut self, id: NodeId, domain: Domain) {
+        let error = relative_noise(&self.cx.parameters, domain) * self.sensitivity.weighted_width(&id);
         self.constant += error;
         self.fixed.push((id, error));
     }
@@ -329,7 +331,10 @@ impl<'a> Scaling<'a> {
         let operands = self.graph.operands(id);
         let (m, k) = (map.outputs, map.operands);
         let gradient = self.gradient(id);
-        let noise = if matches!(purpose, Purpose::Argument { .. }) { self.cx.noise().argument() } else { 0.0 };
+        let noise = match purpose {
+            Purpose::Argument { domain } => self.cx.noise().extended_argument(domain.extension),
+            Purpose::Packed | Purpose::Output => 0.0,
+        };
         let mut rounded: BTreeSet<NodeId> = BTreeSet::new();
         let mut widened: BTreeMap<NodeId, f64> = BTreeMap::new();
         let mut least: Vec<(NodeId, f64)> = Vec::new();
@@ -376,7 +381,7 @@ impl<'a> Scaling<'a> {
         let operands = self.graph.operands(id);
         let (keyswitch, pack) = (operands[0], operands[1]);
         let Op::He(HeOp::Pack { gather, .. }) = &self.graph.node(pack).op else { return };
-        let Op::He(HeOp::Keyswitch { positions, .. }) = &self.graph.node(keyswitch).op else { return };
+        let Op::He(HeOp::Keyswitch { domain, .. }) = &self.graph.node(keyswitch).op else { return };
         let pack_operands = self.graph.operands(pack);
         let ranges = self.graph.node(keyswitch).facts.ranges.as_ref();
         let gradient = self.gradient(id);
@@ -386,7 +391,7 @@ impl<'a> Scaling<'a> {
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
             let (lo, hi) = ranges.map_or((0.0, 0.0), |x| x.of(a as usize));
             let (f_lo, f_hi) = (chain.apply(lo), chain.apply(hi));
-            let table_norm = *positions as f64 * (f_lo * f_lo + f_lo * f_hi + f_hi * f_hi) / 3.0;
+            let table_norm = domain.positions as f64 * (f_lo * f_lo + f_lo * f_hi + f_hi * f_hi) / 3.0;
             for s in 0..*slots {
                 let address = gather[p as usize * slots + s];
                 if address == Address::ABSENT {
@@ -444,9 +449,9 @@ fn fixed_encoding(op: &Op, (lo, hi): (f64, f64), cx: &PassCx) -> Option<Encoding
     // A constant element still needs a scale: give it a range of its own size.
     let width = if hi > lo { hi - lo } else { magnitude((lo, hi)) };
     match purpose {
-        Purpose::Argument { positions } => {
-            let scale = width / usable(&cx.parameters, *positions);
-            let first = guard(&cx.parameters, *positions) / cx.parameters.positions() as f64;
+        Purpose::Argument { domain } => {
+            let scale = width / usable(&cx.parameters, *domain);
+            let first = guard(&cx.parameters, *domain) / cx.parameters.positions() as f64;
             Some(Encoding { scale, offset: lo - scale * first })
         }
         Purpose::Output => Some(Encoding { scale: width / OUTPUT_FILL, offset: 0.5 * (lo + hi) }),
@@ -565,7 +570,7 @@ fn snap_row(
     }
     let scale = step / weight;
     let positions = match &graph.node(id).op {
-        Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) => *positions as f64,
+        Op::He(HeOp::Linear { purpose: Purpose::Argument { domain }, .. }) => domain.positions as f64,
         _ => return None,
     };
     // The middle of the domain keeps its value.
@@ -677,10 +682,9 @@ fn scaled_weights(graph: &Graph, id: NodeId, map: &HeLinear) -> Vec<f64> {
 
 /// Modelled precision of each look-up argument: -log2(argument noise ÷ width of the range).
 fn noise_bits(graph: &mut Graph, cx: &PassCx) {
-    let sigma = cx.noise().argument().sqrt();
     for id in graph.topological() {
-        if let Op::He(HeOp::Keyswitch { positions, .. }) = graph.node(id).op {
-            let bits = -(sigma / usable(&cx.parameters, positions)).log2();
+        if let Op::He(HeOp::Keyswitch { domain, .. }) = graph.node(id).op {
+            let bits = -0.5 * relative_noise(&cx.parameters, domain).log2();
             graph.node_mut(id).facts.noise_bits = Some(bits);
         }
     }

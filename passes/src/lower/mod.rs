@@ -9,6 +9,7 @@
 //! * [`InsertRescale`]: the encoding of every ciphertext.
 
 pub mod affine;
+mod budget;
 mod insert_bootstraps;
 mod insert_rescale;
 mod nearest_plane;
@@ -24,6 +25,7 @@ pub use select_parameters::SelectParameters;
 pub use widen_for_noise::WidenForNoise;
 
 use thex_circuit::{NoiseModel, Parameters};
+use thex_ir::he::Domain;
 
 /// Deviations of the argument noise that are kept free at each edge of a whole table, so that the noise of an argument at the edge does
 /// not carry it over and flip the sign.
@@ -38,17 +40,24 @@ const LEAST_GUARD_SIGMAS: f64 = 3.25;
 /// Boxes are small, and what is free is lost to precision: a sixteenth, but at least [`LEAST_GUARD_SIGMAS`], and never more than a
 /// quarter.
 #[must_use]
-pub fn guard(parameters: &Parameters, positions: usize) -> f64 {
-    let sigma = NoiseModel::new(parameters).argument().sqrt() * parameters.positions() as f64;
+pub fn guard(parameters: &Parameters, domain: Domain) -> f64 {
+    let variance = NoiseModel::new(parameters).extended_argument(domain.extension);
+    let sigma = variance.sqrt() * parameters.positions() as f64;
     let (least, most) = ((LEAST_GUARD_SIGMAS * sigma).round(), (GUARD_SIGMAS * sigma).round());
-    let positions = positions as f64;
+    let positions = domain.positions as f64;
     (positions / 16.0).floor().clamp(least, most).min((positions / 4.0).floor())
 }
 
 /// Torus length that the range of a look-up argument may fill.
 #[must_use]
-pub fn usable(parameters: &Parameters, positions: usize) -> f64 {
-    (positions as f64 - 2.0 * guard(parameters, positions)) / parameters.positions() as f64
+pub fn usable(parameters: &Parameters, domain: Domain) -> f64 {
+    (domain.positions as f64 - 2.0 * guard(parameters, domain)) / parameters.positions() as f64
+}
+
+/// Variance of a look-up's argument, relative to the width of the range that fills its domain.
+#[must_use]
+pub fn relative_noise(parameters: &Parameters, domain: Domain) -> f64 {
+    NoiseModel::new(parameters).extended_argument(domain.extension) / usable(parameters, domain).powi(2)
 }
 
 /// Part of the torus that the range of a decrypted output fills.

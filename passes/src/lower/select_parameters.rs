@@ -1,25 +1,34 @@
-//! Chooses the cryptographic parameters: the cheapest set under which the outputs keep to their error.
+//! Chooses the cryptographic parameters and the extension of every look-up: the cheapest under which the outputs keep to their error.
 //!
 //! The error of the outputs is a sum of terms (see [`insert-rescale`](super::InsertRescale)), each proportional to one noise of the
 //! parameters or to none. So the graph is analysed once, and a set is judged by scaling the terms by its noises and solving
 //! the geometric program of the amplitudes again, which takes milliseconds. Sets come from [`params::front`], cheapest first.
 //!
+//! One set serves the whole circuit, but not all look-ups want the same precision: a look-up of extension ν has its modulus switch finer by ν bits,
+//! under the same keys, for 2^ν rotations (see `thex_circuit::instruction`). What is left of the error budget once a set's other noises are paid is
+//! shared out among the look-ups, by what an error of each argument does to the outputs and by how many rotations read it. The keyswitch's noise
+//! remains, so finer switches go with finer keyswitches; both are chosen together.
+//!
 //! Noisier sets than the standard one are not tried: errors are modelled to first order, and where outputs are saturated (a tanh, a sure
 //! class) the model trusts a flatness that noise leaves. A BERT of 24 tokens: modelled 0.11, simulated 0.17.
 //!
-//! Where no set keeps to the error that was asked for, the cheapest one is taken that comes within a tenth of the least error of all.
+//! Where nothing keeps to the error that was asked for, the cheapest choice is taken that comes within a tenth of the least error of all.
 //! Plans of products stay as `insert-bootstraps` made them for the standard set.
 //!
-//! `--parameters` settles the set, and the pass has nothing to do.
+//! `--parameters` settles the set; extensions are chosen all the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use thex_circuit::NoiseModel;
-use thex_ir::he::Purpose;
+use rayon::prelude::*;
+use thex_circuit::instruction::MAX_EXTENSION;
+use thex_circuit::{NoiseModel, Parameters};
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::{Address, Graph, HeOp, NodeId, Op};
 
+use super::budget::{Price, cheapest, least_error, total};
 use super::insert_rescale::{Analysis, Scaling};
+use super::relative_noise;
 use super::solver::{Term, minimise};
 use crate::error::Result;
 use crate::options::PassOption;
@@ -28,13 +37,15 @@ use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct SelectParameters {
-    /// Largest cost of a set, as a multiple of the standard set's.
+    /// Largest cost of a set with its extensions, as a multiple of the standard set's without.
     pub most_cost: f64,
+    /// Largest ν.
+    pub most_extension: usize,
 }
 
 impl Default for SelectParameters {
     fn default() -> Self {
-        Self { most_cost: 1.25 }
+        Self { most_cost: 2.0, most_extension: 2 }
     }
 }
 
@@ -55,50 +66,78 @@ impl Pass for SelectParameters {
     }
 
     fn options(&mut self) -> Vec<PassOption<'_>> {
-        let help = "largest cost of a parameter set, as a multiple of the standard set's";
-        vec![PassOption::number("most-cost", &mut self.most_cost, 1.0..=64.0, help)]
+        let cost = "largest cost of a parameter set with its extensions, as a multiple of the standard set's";
+        let extension = "look-ups may have up to 2^this entries for a position, at as many rotations; 0 for backends that run no others";
+        vec![
+            PassOption::number("most-cost", &mut self.most_cost, 1.0..=64.0, cost),
+            PassOption::count("most-extension", &mut self.most_extension, 0..=MAX_EXTENSION as usize, extension),
+        ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        if cx.parameters_fixed {
-            return Ok(false);
-        }
         let analysis = Arc::new(Analysis::new(graph, cx)?);
-        let forecast = Forecast::new(graph, cx, &analysis);
+        let forecast = Forecast::new(graph, cx, &analysis, self.most_extension as u32);
         let work = work(graph);
-        let most = self.most_cost * params::cost(&cx.parameters, &work);
-        let mut front = params::front(&Grid::full(), &work);
-        let standard = cx.noise();
-        front.retain(|p| p.cost <= most && p.argument <= standard.argument() && p.bootstrap <= standard.bootstrap);
+        let standard = params::cost(&Parameters::standard(), &work);
+        let front = self.front(cx, &work);
         cx.count("sets", front.len() as u64);
         let goal = cx.precision.output_error * analysis.sensitivity.output_spread;
-        let Some(chosen) = choose(&front, &forecast, goal) else { return Ok(false) };
-        let cost = params::cost(&cx.parameters, &work);
-        let error = forecast.error(&chosen);
+        let most = self.most_cost * standard.max(params::cost(&cx.parameters, &work));
+        let Some(chosen) = choose(&front, &forecast, goal, most) else { return Ok(false) };
         cx.note(format!(
-            "{}: modelled error {error:.4}, {:.2} times the work of the standard set ({:.4})",
-            chosen.parameters,
-            chosen.cost / cost,
-            forecast.error_at(&forecast.from, 1.0),
+            "{}: modelled error {:.4}, {:.2} times the work of the standard set ({:.4})",
+            chosen.set.parameters,
+            chosen.error,
+            chosen.cost / standard,
+            forecast.plain_error(&forecast.from),
         ));
-        if error > goal {
+        if chosen.error > goal {
             cx.note(format!(
-                "no set keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work (-x select-parameters:most-cost)",
+                "nothing keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work (-x select-parameters:most-cost)",
                 self.most_cost
             ));
         }
-        resize(graph, chosen.parameters.polynomial_size.0);
-        cx.parameters = chosen.parameters;
+        let extended = extend(graph, &forecast.sites, &chosen.extensions, cx);
+        let changed = extended || cx.parameters != chosen.set.parameters;
+        cx.parameters = chosen.set.parameters;
         cx.analysis = Some(analysis);
-        Ok(true)
+        Ok(changed)
     }
 }
 
-/// The cheapest set within the goal; else the cheapest of those near the least error.
-fn choose(front: &[Priced], forecast: &Forecast, goal: f64) -> Option<Priced> {
-    params::cheapest(front, |set| forecast.error(set) <= goal).or_else(|| {
-        let least = front.iter().map(|set| forecast.error(set)).fold(f64::INFINITY, f64::min);
-        params::cheapest(front, |set| forecast.error(set) <= NEAR_LEAST * least)
+impl SelectParameters {
+    /// The sets that come into question.
+    fn front(&self, cx: &PassCx, work: &Work) -> Vec<Priced> {
+        if cx.parameters_fixed {
+            return vec![Priced::new(cx.parameters, work)];
+        }
+        let mut front = params::front(&Grid::full(), work);
+        let standard = NoiseModel::new(&Parameters::standard());
+        front.retain(|p| p.argument <= standard.argument() && p.bootstrap <= standard.bootstrap);
+        front
+    }
+}
+
+/// A set with the extension of every site.
+struct Chosen {
+    set: Priced,
+    extensions: Vec<u32>,
+    cost: f64,
+    error: f64,
+}
+
+/// The cheapest choice within the goal; else the cheapest of those near the least error. None costs more than `most`.
+fn choose(front: &[Priced], forecast: &Forecast, goal: f64, most: f64) -> Option<Chosen> {
+    let judged: Vec<(Priced, f64)> =
+        front.par_iter().filter(|set| set.cost <= most).map(|set| (*set, forecast.without_arguments(set))).collect();
+    let within = |goal: f64| {
+        let all = judged.iter().filter_map(|(set, rest)| forecast.cheapest(set, *rest, goal));
+        all.filter(|c| c.cost <= most).min_by(|a, b| a.cost.total_cmp(&b.cost))
+    };
+    within(goal).or_else(|| {
+        let all = judged.iter().map(|(set, rest)| forecast.quietest(set, *rest, most));
+        let quietest = all.min_by(|a, b| a.error.total_cmp(&b.error))?;
+        within(NEAR_LEAST * quietest.error).filter(|c| c.cost <= quietest.cost).or(Some(quietest))
     })
 }
 
@@ -126,26 +165,15 @@ fn work(graph: &Graph) -> Work {
 struct Terms {
     terms: Vec<Term>,
     kinds: Vec<&'static str>,
-    /// Argument noise, which no amplitude changes.
+    /// What neither an amplitude nor the argument noise changes.
     constant: f64,
-}
-
-/// The modelled error of the outputs, as a function of the parameters.
-struct Forecast {
-    /// With floors under the gradients: what amplitudes are chosen by.
-    guarded: Terms,
-    plain: Terms,
-    bounds: Vec<(f64, f64)>,
-    outputs: f64,
-    /// The noise that the terms are at.
-    from: NoiseModel,
-    size: f64,
 }
 
 impl Terms {
     fn new(scaling: Scaling<'_>) -> Self {
         let kinds = scaling.kinds.iter().map(|(kind, _)| *kind).collect();
-        Self { terms: scaling.terms, kinds, constant: scaling.constant }
+        let constant = scaling.constant - scaling.argument_noise_in_all();
+        Self { terms: scaling.terms, kinds, constant }
     }
 
     fn scaled(&self, factor: impl Fn(&str) -> f64) -> Vec<Term> {
@@ -157,8 +185,31 @@ impl Terms {
     }
 }
 
+/// Arguments that are keyswitched together, and have one extension.
+struct Site {
+    keyswitch: NodeId,
+    positions: usize,
+    /// Rotations by them.
+    rotations: f64,
+    /// Times the noise relative to the range, this is what their noise adds to the outputs, summed over all.
+    weight: f64,
+}
+
+/// The modelled error of the outputs, as a function of parameters and extensions.
+struct Forecast {
+    /// With floors under the gradients: what amplitudes are chosen by.
+    guarded: Terms,
+    plain: Terms,
+    bounds: Vec<(f64, f64)>,
+    outputs: f64,
+    /// The parameters that the terms are at.
+    from: Parameters,
+    sites: Vec<Site>,
+    most_extension: u32,
+}
+
 impl Forecast {
-    fn new(graph: &Graph, cx: &PassCx, analysis: &Analysis) -> Self {
+    fn new(graph: &Graph, cx: &PassCx, analysis: &Analysis, most_extension: u32) -> Self {
         let mut guarded = Scaling::new(graph, cx, &analysis.floored, &analysis.rounding);
         guarded.collect();
         let mut plain = Scaling::new(graph, cx, &analysis.sensitivity, &analysis.rounding);
@@ -168,55 +219,117 @@ impl Forecast {
             guarded: Terms::new(guarded),
             plain: Terms::new(plain),
             outputs: analysis.sensitivity.outputs.max(1) as f64,
-            from: cx.noise(),
-            size: cx.parameters.polynomial_size.0 as f64,
+            from: cx.parameters,
+            sites: sites(graph, analysis),
+            most_extension,
         }
     }
 
-    fn error(&self, set: &Priced) -> f64 {
-        self.error_at(&NoiseModel::new(&set.parameters), set.parameters.polynomial_size.0 as f64 / self.size)
-    }
-
-    /// Root mean square error of an output under this noise, in a ring `growth` times as large.
-    fn error_at(&self, to: &NoiseModel, growth: f64) -> f64 {
-        let argument = to.argument() / self.from.argument();
+    /// Variance at the outputs, summed over them, of all but the noise of arguments, at the best amplitudes.
+    fn without_arguments(&self, set: &Priced) -> f64 {
+        let (to, from) = (NoiseModel::new(&set.parameters), NoiseModel::new(&self.from));
+        let growth = set.parameters.polynomial_size.0 as f64 / self.from.polynomial_size.0 as f64;
         let factor = |kind: &str| match kind {
-            "encryption" => to.fresh / self.from.fresh,
-            "output noise" => to.bootstrap / self.from.bootstrap,
-            "packing" => to.packing / self.from.packing,
-            "packing leakage" => growth * to.packing / self.from.packing,
-            "widening" => argument,
+            "encryption" => to.fresh / from.fresh,
+            "output noise" => to.bootstrap / from.bootstrap,
+            "packing" => to.packing / from.packing,
+            "packing leakage" => growth * to.packing / from.packing,
+            "widening" => to.argument() / from.argument(),
             // Rounding knows no noise.
             _ => 1.0,
         };
         let amplitudes = minimise(&self.guarded.scaled(factor), &self.bounds);
-        let total: f64 = self.plain.scaled(factor).iter().map(|t| t.value(&amplitudes)).sum();
-        ((total + argument * self.plain.constant) / self.outputs).sqrt()
+        self.plain.constant + self.plain.scaled(factor).iter().map(|t| t.value(&amplitudes)).sum::<f64>()
+    }
+
+    /// For each site and extension, what it costs beyond a plain rotation and what it adds to the outputs.
+    fn prices(&self, set: &Priced) -> Vec<Vec<Price>> {
+        let lane = params::rotation(&set.parameters);
+        let of = |site: &Site| {
+            let at = |extension: u32| Price {
+                cost: site.rotations * lane * f64::from((1_u32 << extension) - 1),
+                error: site.weight * relative_noise(&set.parameters, Domain { positions: site.positions, extension }),
+            };
+            (0..=self.most_extension).map(at).collect()
+        };
+        self.sites.iter().map(of).collect()
+    }
+
+    fn chosen(&self, set: &Priced, rest: f64, prices: &[Vec<Price>], extensions: &[usize]) -> Chosen {
+        let Price { cost, error } = total(prices, extensions);
+        Chosen {
+            set: *set,
+            extensions: extensions.iter().map(|&e| e as u32).collect(),
+            cost: set.cost + cost,
+            error: ((rest + error) / self.outputs).sqrt(),
+        }
+    }
+
+    /// The cheapest extensions with which a set keeps the goal.
+    fn cheapest(&self, set: &Priced, rest: f64, goal: f64) -> Option<Chosen> {
+        let budget = goal * goal * self.outputs - rest;
+        if budget <= 0.0 {
+            return None;
+        }
+        let prices = self.prices(set);
+        Some(self.chosen(set, rest, &prices, &cheapest(&prices, budget))).filter(|c| c.error <= goal * (1.0 + 1e-9))
+    }
+
+    /// The extensions with which a set has the least error, at no more than this cost in all.
+    fn quietest(&self, set: &Priced, rest: f64, most: f64) -> Chosen {
+        let prices = self.prices(set);
+        self.chosen(set, rest, &prices, &least_error(&prices, most - set.cost))
+    }
+
+    /// Root mean square error of an output without extensions.
+    fn plain_error(&self, parameters: &Parameters) -> f64 {
+        let work = Work { rotations: 0.0, keyswitches: 0.0, packs: 0.0 };
+        let set = Priced::new(*parameters, &work);
+        let none = vec![0; self.sites.len()];
+        self.chosen(&set, self.without_arguments(&set), &self.prices(&set), &none).error
     }
 }
 
-/// Gives every look-up the positions that it has in a ring of `size`: all of them, or its box of a product.
-fn resize(graph: &mut Graph, size: usize) {
-    let mut positions: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for id in graph.ids() {
-        let slots = match &graph.node(id).op {
-            Op::He(HeOp::Pbs { .. }) => 1,
-            Op::He(HeOp::LutProduct { slots, .. }) => *slots,
-            _ => continue,
+/// Every keyswitch with what reads it.
+fn sites(graph: &Graph, analysis: &Analysis) -> Vec<Site> {
+    let mut sites = Vec::new();
+    for keyswitch in graph.topological() {
+        let Op::He(HeOp::Keyswitch { domain, .. }) = &graph.node(keyswitch).op else { continue };
+        let rotations = |user: &NodeId| match &graph.node(*user).op {
+            Op::He(HeOp::Pbs { .. }) => graph.node(*user).shape[0] as f64,
+            Op::He(HeOp::LutProduct { argument, .. }) => argument.len() as f64,
+            _ => 0.0,
         };
-        positions.insert(graph.operands(id)[0], size / slots);
+        sites.push(Site {
+            keyswitch,
+            positions: domain.positions,
+            rotations: graph.users(keyswitch).iter().map(rotations).sum(),
+            weight: analysis.sensitivity.weighted_width(&keyswitch),
+        });
     }
-    for (keyswitch, new) in positions {
-        let arguments: BTreeSet<NodeId> = graph.operands(keyswitch).into_iter().collect();
-        if let Op::He(HeOp::Keyswitch { positions, .. }) = &mut graph.node_mut(keyswitch).op {
-            *positions = new;
+    sites
+}
+
+/// Gives every site its extension; whether any has one.
+fn extend(graph: &mut Graph, sites: &[Site], extensions: &[u32], cx: &mut PassCx) -> bool {
+    let mut any = false;
+    for (site, &new) in sites.iter().zip(extensions) {
+        if new > 0 {
+            let name = &graph.node(site.keyswitch).name;
+            cx.note(format!("{name}: extension {new}, {:.0} rotations of {} lanes", site.rotations, 1 << new));
+            cx.count("extended", site.rotations as u64);
+            any = true;
+        }
+        let arguments: BTreeSet<NodeId> = graph.operands(site.keyswitch).into_iter().collect();
+        if let Op::He(HeOp::Keyswitch { domain, .. }) = &mut graph.node_mut(site.keyswitch).op {
+            domain.extension = new;
         }
         for argument in arguments {
-            if let Op::He(HeOp::Linear { purpose: Purpose::Argument { positions }, .. }) =
-                &mut graph.node_mut(argument).op
+            if let Op::He(HeOp::Linear { purpose: Purpose::Argument { domain }, .. }) = &mut graph.node_mut(argument).op
             {
-                *positions = new;
+                domain.extension = new;
             }
         }
     }
+    any
 }

@@ -176,12 +176,13 @@ fn widths(graph: &Graph, id: NodeId) -> Vec<f64> {
 
 /// For each keyswitch element: (step, lo, hi) over which its look-ups are differentiated.
 fn derivative_steps(graph: &Graph, cx: &PassCx) -> Steps {
-    let sigma = cx.noise().argument().sqrt();
+    let noise = cx.noise();
     let mut steps = BTreeMap::new();
     for id in graph.ids() {
-        let Op::He(HeOp::Keyswitch { positions, .. }) = &graph.node(id).op else { continue };
+        let Op::He(HeOp::Keyswitch { domain, .. }) = &graph.node(id).op else { continue };
+        let sigma = noise.extended_argument(domain.extension).sqrt();
         let Some(ranges) = &graph.node(id).facts.ranges else { continue };
-        let reach = usable(&cx.parameters, *positions);
+        let reach = usable(&cx.parameters, *domain);
         let of = |i| {
             let (lo, hi) = ranges.of(i);
             (sigma * (hi - lo) / reach, lo, hi)
@@ -455,12 +456,12 @@ fn table_gradients(
 fn entry(site: &Site<'_>, argument: usize) -> (u64, u64, i64) {
     let keyswitch = site.graph.operands(site.id)[0];
     let node = site.graph.node(keyswitch);
-    let (Op::He(HeOp::Keyswitch { positions, .. }), Some(ranges)) = (&node.op, &node.facts.ranges) else {
+    let (Op::He(HeOp::Keyswitch { domain, .. }), Some(ranges)) = (&node.op, &node.facts.ranges) else {
         return (0, 0, argument as i64);
     };
     let (lo, hi) = ranges.of(argument);
     let x = site.values[&keyswitch].as_slice().map_or(0.0, |x| x[argument]);
-    let position = (x - lo) / (hi - lo).max(f64::MIN_POSITIVE) * *positions as f64;
+    let position = (x - lo) / (hi - lo).max(f64::MIN_POSITIVE) * domain.positions as f64;
     (lo.to_bits(), hi.to_bits(), position as i64)
 }
 

@@ -14,7 +14,7 @@ use thex_circuit::{NoiseModel, Parameters};
 /// What a circuit does, in units that have a cost.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Blind rotations.
+    /// Blind rotations, 2^ν for each of extension ν.
     pub rotations: f64,
     /// Keyswitches to the small key.
     pub keyswitches: f64,
@@ -35,15 +35,21 @@ const KEYSWITCH: f64 = 2.99e-8;
 /// Milliseconds of packing a ciphertext for each unit kN·levels·(k+1)N.
 const PACK: f64 = 2.58e-8;
 
+/// Milliseconds of one lane of a blind rotation: all of a plain one, a 2^ν-th of one of extension ν.
+#[must_use]
+pub fn rotation(p: &Parameters) -> f64 {
+    let (n, k, size) = (p.lwe_dimension.0 as f64, p.glwe_dimension.0 as f64, p.polynomial_size.0 as f64);
+    n * size * (k + 1.0) * (ROTATION + ROTATION_LEVEL * p.bootstrap.level.0 as f64)
+}
+
 /// Milliseconds that a circuit takes, to rank parameter sets by.
 #[must_use]
 pub fn cost(p: &Parameters, work: &Work) -> f64 {
     let (n, k, size) = (p.lwe_dimension.0 as f64, p.glwe_dimension.0 as f64, p.polynomial_size.0 as f64);
     let level = |d: Decomposition| d.level.0 as f64;
-    let rotation = n * size * (k + 1.0) * (ROTATION + ROTATION_LEVEL * level(p.bootstrap));
     let keyswitch = k * size * level(p.keyswitch) * n * KEYSWITCH;
     let pack = k * size * level(p.packing) * (k + 1.0) * size * PACK;
-    work.rotations * rotation + work.keyswitches * keyswitch + work.packs * pack
+    work.rotations * rotation(p) + work.keyswitches * keyswitch + work.packs * pack
 }
 
 /// A parameter set with its noise and what a circuit costs under it.
@@ -55,6 +61,8 @@ pub struct Priced {
     pub cost: f64,
     /// Variance of a look-up's argument, relative to the torus.
     pub argument: f64,
+    /// The part of it that no extension makes less: the keyswitch's.
+    pub keyswitch: f64,
     /// Of a look-up's output.
     pub bootstrap: f64,
     /// Of packing.
@@ -62,10 +70,18 @@ pub struct Priced {
 }
 
 impl Priced {
-    fn new(parameters: Parameters, work: &Work) -> Self {
+    /// Prices a set.
+    #[must_use]
+    pub fn new(parameters: Parameters, work: &Work) -> Self {
         let noise = NoiseModel::new(&parameters);
-        let (argument, bootstrap, packing) = (noise.argument(), noise.bootstrap, noise.packing);
-        Self { parameters, cost: cost(&parameters, work), argument, bootstrap, packing }
+        Self {
+            parameters,
+            cost: cost(&parameters, work),
+            argument: noise.argument(),
+            keyswitch: noise.keyswitch,
+            bootstrap: noise.bootstrap,
+            packing: noise.packing,
+        }
     }
 
     /// Whether another set is no dearer and no noisier in any way.
@@ -76,7 +92,10 @@ impl Priced {
     /// Whether every noise is at least the other's.
     #[must_use]
     pub fn is_no_quieter_than(&self, other: &Self) -> bool {
-        self.argument >= other.argument && self.bootstrap >= other.bootstrap && self.packing >= other.packing
+        self.argument >= other.argument
+            && self.keyswitch >= other.keyswitch
+            && self.bootstrap >= other.bootstrap
+            && self.packing >= other.packing
     }
 }
 
@@ -165,7 +184,8 @@ pub fn front(grid: &Grid, work: &Work) -> Vec<Priced> {
     all.retain(|p| p.parameters.check().is_ok());
     // Sets of equal cost: the quieter one first, so that it stays.
     all.sort_by(|a, b| {
-        a.cost.total_cmp(&b.cost).then(a.argument.total_cmp(&b.argument)).then(a.bootstrap.total_cmp(&b.bootstrap))
+        let noises = |p: &Priced| [p.cost, p.argument, p.keyswitch, p.bootstrap, p.packing];
+        noises(a).partial_cmp(&noises(b)).unwrap_or(std::cmp::Ordering::Equal)
     });
     let mut front: Vec<Priced> = Vec::new();
     for candidate in all {
@@ -174,21 +194,6 @@ pub fn front(grid: &Grid, work: &Work) -> Vec<Priced> {
         }
     }
     front
-}
-
-/// The first set of `front` (cheapest first) that `allowed` allows. What is noisier than a refused set is not tried.
-pub fn cheapest(front: &[Priced], mut allowed: impl FnMut(&Priced) -> bool) -> Option<Priced> {
-    let mut refused: Vec<Priced> = Vec::new();
-    for candidate in front {
-        if refused.iter().any(|r| candidate.is_no_quieter_than(r)) {
-            continue;
-        }
-        if allowed(candidate) {
-            return Some(*candidate);
-        }
-        refused.push(*candidate);
-    }
-    None
 }
 
 #[cfg(test)]
@@ -235,7 +240,7 @@ mod tests {
             // A set exists that is as quiet as `needs`: itself.
             let oracle =
                 all.iter().filter(|p| needs.is_no_quieter_than(p)).map(|p| p.cost).fold(f64::INFINITY, f64::min);
-            let found = cheapest(&front, |p| needs.is_no_quieter_than(p)).unwrap();
+            let found = front.iter().find(|p| needs.is_no_quieter_than(p)).unwrap();
             assert!((found.cost / oracle - 1.0).abs() < 1e-12, "{}: {} but {oracle}", needs.parameters, found.cost);
         }
     }

@@ -24,11 +24,15 @@ use sha2::{Digest, Sha256};
 use crate::bundle::ClientBundle;
 use crate::clear::{ClearGraph, Tensor};
 use crate::error::{CircuitError, Result};
-use crate::instruction::{ABSENT, Block, Circuit, Instruction};
+use crate::instruction::{ABSENT, Block, Circuit, Instruction, MAX_EXTENSION};
 use crate::interface::MAX_TOKENIZER_BYTES;
 
-/// Version of both formats. Readers refuse any other.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version of both formats: 2 is version 1 with rotations of an extension. What is written has the oldest version that can say
+/// it; readers refuse what is newer.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The version of circuits without extensions, and of bundles.
+const BASE_VERSION: u32 = 1;
 
 /// No file larger than this is read into memory.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -113,13 +117,13 @@ blob_of!(blob_i32, read_i32, i32, Dtype::I32);
 blob_of!(blob_u64, read_u64, u64, Dtype::U64);
 
 fn serialize<T: Serialize>(
-    kind: &str,
+    (kind, version): (&str, u32),
     body: &T,
     blobs: &BTreeMap<String, Blob>,
 ) -> std::result::Result<Vec<u8>, String> {
     let manifest = Manifest {
         kind: kind.to_owned(),
-        version: FORMAT_VERSION,
+        version,
         sha256: "0".repeat(SEAL_DIGITS),
         writer: env!("CARGO_PKG_VERSION").to_owned(),
         body,
@@ -172,7 +176,7 @@ fn manifest_text(bytes: &[u8], kind: &str) -> std::result::Result<String, String
     if head.kind != kind {
         return Err(format!("it is a {}, not a {kind}", head.kind.chars().take(32).collect::<String>()));
     }
-    if head.version != FORMAT_VERSION {
+    if !(BASE_VERSION..=FORMAT_VERSION).contains(&head.version) {
         let again = "compile the model again";
         return Err(other_version(head.version, FORMAT_VERSION, head.writer.as_deref(), again));
     }
@@ -344,7 +348,8 @@ impl Circuit {
                 }
             }
         }
-        serialize("circuit", self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
+        let version = if self.largest_extension() == 0 { BASE_VERSION } else { FORMAT_VERSION };
+        serialize(("circuit", version), self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
     }
 
     /// Reads and checks a circuit; also returns its digest.
@@ -404,11 +409,18 @@ impl Circuit {
             return Err("it has not one provenance for each instruction".into());
         }
         let size = self.parameters.polynomial_size.0;
+        // ν of everything in small memory.
+        let mut extensions: Vec<u32> = Vec::new();
         for (i, instruction) in self.instructions.iter().enumerate() {
+            let entries = if instruction.extension() > MAX_EXTENSION { 0 } else { instruction.table_entries(size) };
+            let extended = |arguments: &[u32]| {
+                arguments.iter().all(|&a| extensions.get(a as usize) == Some(&instruction.extension()))
+            };
             let ok = match instruction {
                 Instruction::Linear(x) => linear_ok(x, lwe) && extend(&mut lwe, &x.dst).is_some(),
                 Instruction::Keyswitch(x) => {
                     x.domain > 0
+                        && x.extension <= MAX_EXTENSION
                         && below(&x.gather, lwe, false)
                         && x.gather.len() == x.dst.len as usize
                         && x.domain as usize <= size
@@ -416,8 +428,9 @@ impl Circuit {
                 }
                 Instruction::Pbs(x) => {
                     below(&x.argument, small, false)
+                        && extended(&x.argument)
                         && x.argument.len() == x.dst.len as usize
-                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), size)
+                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), entries)
                         && extend(&mut lwe, &x.dst).is_some()
                 }
                 Instruction::Pack(x) => {
@@ -431,15 +444,19 @@ impl Circuit {
                     let (slots, stride) = (x.slots as usize, x.stride as usize);
                     slots.checked_mul(stride).is_some_and(|p| p > 0 && p <= size)
                         && below(&x.argument, small, false)
+                        && extended(&x.argument)
                         && below(&x.accumulator, glwe, false)
                         && x.argument.len() == x.accumulator.len()
                         && x.argument.len() * slots == x.dst.len as usize
-                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), stride)
+                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), entries)
                         && extend(&mut lwe, &x.dst).is_some()
                 }
             };
             if !ok {
                 return Err(format!("instruction {i} ({}) is inconsistent", instruction.mnemonic()));
+            }
+            if let Instruction::Keyswitch(x) = instruction {
+                extensions.resize(small as usize, x.extension);
             }
         }
         for (name, addresses) in &self.outputs {
@@ -465,7 +482,8 @@ fn below(addresses: &[u32], end: u32, absent_allowed: bool) -> bool {
 
 fn tables_ok(table_of: &[u32], elements: usize, entries: usize, entries_of_one: usize) -> bool {
     let tables = entries / entries_of_one.max(1);
-    table_of.len() == elements && entries == tables * entries_of_one && table_of.iter().all(|&t| (t as usize) < tables)
+    entries_of_one > 0
+        && table_of.len() == elements && entries == tables * entries_of_one && table_of.iter().all(|&t| (t as usize) < tables)
 }
 
 fn linear_ok(x: &crate::instruction::Linear, lwe: u32) -> bool {
@@ -520,7 +538,8 @@ impl ClientBundle {
             let (shape, bytes) = (vec![text.tokenizer.len()], text.tokenizer.to_vec());
             blobs.insert(TOKENIZER.to_owned(), Blob { dtype: Dtype::U8, shape, bytes });
         }
-        serialize("client bundle", self, &blobs).map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
+        serialize(("client bundle", BASE_VERSION), self, &blobs)
+            .map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
     }
 
     /// Reads and checks a client bundle.

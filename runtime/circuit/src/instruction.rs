@@ -13,6 +13,11 @@
 //! **Phases.** The phase of an element is its plaintext on the torus, in units of 2^-64. A look-up
 //! argument must have its phase in [0, N/2N) (`Pbs`) or in [0, B/2N) (`LutProduct` with boxes of B
 //! positions). With the centred modulus switch, table entry `j` answers phases in [j, j+1)/2N.
+//!
+//! **Extension.** A rotation of extension ν turns a polynomial of 2^ν·N coefficients, which lies in 2^ν GLWEs of the ring's own N, by a multiple of
+//! 1/(2·2^ν·N) of the torus: the modulus switch is finer by ν bits, tables have 2^ν entries for every position, and keys stay the same (extended
+//! bootstrapping: Lee, Yoon, *Discretization Error Reduction for High Precision Torus Fully Homomorphic Encryption*, PKC 2023). It costs 2^ν
+//! rotations. Positions are counted in 1/2N throughout, whatever the extension.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +25,14 @@ use crate::params::Parameters;
 
 /// A gather entry that stands for no operand at all (weight zero, empty slot).
 pub const ABSENT: u32 = u32::MAX;
+
+/// The largest ν that an instruction may ask for.
+pub const MAX_EXTENSION: u32 = 3;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(extension: &u32) -> bool {
+    *extension == 0
+}
 
 /// A contiguous range of addresses in one memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +94,9 @@ pub struct Keyswitch {
     pub dst: Block,
     /// Positions of the argument's domain: a phase in [0, domain/2N) is legal, others are counted as overflow.
     pub domain: u32,
+    /// ν of the rotations by its results.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub extension: u32,
     /// Address in lwe memory of each output.
     #[serde(skip)]
     pub gather: Vec<u32>,
@@ -91,13 +107,16 @@ pub struct Keyswitch {
 pub struct Pbs {
     /// Output block in lwe memory.
     pub dst: Block,
+    /// ν; see the module.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub extension: u32,
     /// Address in small memory of each argument.
     #[serde(skip)]
     pub argument: Vec<u32>,
     /// Table of each element.
     #[serde(skip)]
     pub table_of: Vec<u32>,
-    /// Tables of N entries each, in units of 2^-32 of the torus.
+    /// Tables of 2^ν·N entries each, in units of 2^-32 of the torus.
     #[serde(skip)]
     pub tables: Vec<i32>,
 }
@@ -127,8 +146,11 @@ pub struct LutProduct {
     pub dst: Block,
     /// m.
     pub slots: u32,
-    /// B, equal to the stride of the packs; entries of a table.
+    /// B, equal to the stride of the packs.
     pub stride: u32,
+    /// ν; see the module.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub extension: u32,
     /// Address in small memory of each rotation's argument.
     #[serde(skip)]
     pub argument: Vec<u32>,
@@ -138,9 +160,17 @@ pub struct LutProduct {
     /// Table of each rotation.
     #[serde(skip)]
     pub table_of: Vec<u32>,
-    /// Integer tables of B entries each.
+    /// Integer tables of 2^ν·B entries each.
     #[serde(skip)]
     pub tables: Vec<i32>,
+}
+
+impl LutProduct {
+    /// Entries of a table, 2^ν·B.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        (self.stride as usize) << self.extension
+    }
 }
 
 /// One step of a circuit.
@@ -169,6 +199,33 @@ impl Instruction {
             Self::Pbs(_) => "pbs",
             Self::Pack(_) => "pack",
             Self::LutProduct(_) => "lut_product",
+        }
+    }
+
+    /// ν of its rotations, or of those by what it keyswitches.
+    #[must_use]
+    pub fn extension(&self) -> u32 {
+        match self {
+            Self::Keyswitch(x) => x.extension,
+            Self::Pbs(x) => x.extension,
+            Self::LutProduct(x) => x.extension,
+            Self::Linear(_) | Self::Pack(_) => 0,
+        }
+    }
+
+    /// Blind rotations of the ring's own size that its rotations are as much work as: 2^ν each.
+    #[must_use]
+    pub fn rotation_work(&self) -> u64 {
+        self.pbs_count() << self.extension()
+    }
+
+    /// Entries of one of its tables, in a ring of `polynomial_size`.
+    #[must_use]
+    pub fn table_entries(&self, polynomial_size: usize) -> usize {
+        match self {
+            Self::Pbs(x) => polynomial_size << x.extension,
+            Self::LutProduct(x) => x.entries(),
+            Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
 
@@ -266,6 +323,18 @@ impl Circuit {
     #[must_use]
     pub fn pbs_count(&self) -> u64 {
         self.instructions.iter().map(Instruction::pbs_count).sum()
+    }
+
+    /// Blind rotations of the ring's own size that a run is as much work as.
+    #[must_use]
+    pub fn rotation_work(&self) -> u64 {
+        self.instructions.iter().map(Instruction::rotation_work).sum()
+    }
+
+    /// The largest ν of its rotations.
+    #[must_use]
+    pub fn largest_extension(&self) -> u32 {
+        self.instructions.iter().map(Instruction::extension).max().unwrap_or(0)
     }
 
     /// Packed LWEs of a run.

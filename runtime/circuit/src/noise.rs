@@ -17,6 +17,7 @@ use tfhe::core_crypto::commons::noise_formulas::lwe_keyswitch::keyswitch_additiv
 use tfhe::core_crypto::commons::noise_formulas::lwe_packing_keyswitch::packing_keyswitch_additive_variance_132_bits_security_gaussian;
 use tfhe::core_crypto::commons::noise_formulas::lwe_programmable_bootstrap::pbs_variance_132_bits_security_gaussian_fft_mul;
 
+use crate::instruction::MAX_EXTENSION;
 use crate::params::{MODULUS_F64, Parameters};
 
 /// Mantissa bits of the floating-point FFT that the blind rotation uses.
@@ -29,8 +30,8 @@ pub struct NoiseModel {
     pub fresh: f64,
     /// Added by a keyswitch to the small key.
     pub keyswitch: f64,
-    /// Added by the centred binary modulus switch to 2N.
-    pub modulus_switch: f64,
+    /// Added by the centred binary modulus switch to 2N, or with extension ν to 2·2^ν·N: entry ν.
+    pub modulus_switch: [f64; MAX_EXTENSION as usize + 1],
     /// Of a blind rotation's output.
     pub bootstrap: f64,
     /// Added by packing one LWE into a GLWE, on every coefficient.
@@ -53,12 +54,14 @@ impl NoiseModel {
                 MODULUS_F64,
             )
             .0,
-            modulus_switch: centered_binary_shifted_modulus_switch_additive_variance(
-                parameters.lwe_dimension,
-                MODULUS_F64,
-                parameters.positions() as f64,
-            )
-            .0,
+            modulus_switch: std::array::from_fn(|extension| {
+                centered_binary_shifted_modulus_switch_additive_variance(
+                    parameters.lwe_dimension,
+                    MODULUS_F64,
+                    (parameters.positions() << extension) as f64,
+                )
+                .0
+            }),
             bootstrap: pbs_variance_132_bits_security_gaussian_fft_mul(
                 parameters.lwe_dimension,
                 parameters.glwe_dimension,
@@ -82,16 +85,22 @@ impl NoiseModel {
         }
     }
 
-    /// Variance that a look-up adds to its argument: keyswitch and modulus switch.
+    /// Variance that a look-up without extension adds to its argument: keyswitch and modulus switch.
     #[must_use]
     pub fn argument(&self) -> f64 {
-        self.keyswitch + self.modulus_switch
+        self.extended_argument(0)
+    }
+
+    /// Variance that a look-up of this extension (at most [`MAX_EXTENSION`]) adds to its argument.
+    #[must_use]
+    pub fn extended_argument(&self, extension: u32) -> f64 {
+        self.keyswitch + self.modulus_switch[extension as usize]
     }
 
     /// The same model with no noise at all: the circuit's own integers, as `--mode clear` runs them.
     #[must_use]
     pub fn silent() -> Self {
-        Self { fresh: 0.0, keyswitch: 0.0, modulus_switch: 0.0, bootstrap: 0.0, packing: 0.0 }
+        Self { fresh: 0.0, keyswitch: 0.0, modulus_switch: [0.0; MAX_EXTENSION as usize + 1], bootstrap: 0.0, packing: 0.0 }
     }
 }
 
@@ -104,7 +113,8 @@ mod tests {
         let noise = NoiseModel::new(&Parameters::standard());
         let log2_sd = |variance: f64| 0.5 * variance.log2();
         assert!((log2_sd(noise.keyswitch) + 10.48).abs() < 0.02);
-        assert!((log2_sd(noise.modulus_switch) + 9.92).abs() < 0.02);
+        assert!((log2_sd(noise.modulus_switch[0]) + 9.92).abs() < 0.02);
+        assert!((log2_sd(noise.modulus_switch[2]) + 11.92).abs() < 0.02);
         assert!((log2_sd(noise.bootstrap) + 22.19).abs() < 0.02);
         assert!((log2_sd(noise.packing) + 31.65).abs() < 0.02);
     }

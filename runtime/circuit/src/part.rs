@@ -62,19 +62,21 @@ impl Instruction {
         }
     }
 
-    /// The instruction on some of its units, which must not go beyond [`units`](Self::units). `polynomial_size` is the length of the
-    /// tables of look-ups.
+    /// The instruction on some of its units, which must not go beyond [`units`](Self::units). `polynomial_size` is N of the
+    /// circuit.
     #[must_use]
     pub fn part(&self, units: Range<usize>, polynomial_size: usize) -> Self {
         let dst = sub_block(self.destination(), self.unit_elements(), &units);
         match self {
             Self::Linear(x) => Self::Linear(linear(x, dst, units)),
             Self::Keyswitch(x) => {
-                Self::Keyswitch(Keyswitch { dst, domain: x.domain, gather: x.gather[units].to_vec() })
+                let gather = x.gather[units].to_vec();
+                Self::Keyswitch(Keyswitch { dst, domain: x.domain, extension: x.extension, gather })
             }
             Self::Pbs(x) => {
-                let (table_of, tables) = used(&x.table_of[units.clone()], &x.tables, polynomial_size);
-                Self::Pbs(Pbs { dst, argument: x.argument[units].to_vec(), table_of, tables })
+                let entries = self.table_entries(polynomial_size);
+                let (table_of, tables) = used(&x.table_of[units.clone()], &x.tables, entries);
+                Self::Pbs(Pbs { dst, extension: x.extension, argument: x.argument[units].to_vec(), table_of, tables })
             }
             Self::Pack(x) => {
                 let slots = x.slots as usize;
@@ -101,11 +103,12 @@ fn linear(x: &Linear, dst: Block, units: Range<usize>) -> Linear {
 }
 
 fn product(x: &LutProduct, dst: Block, units: Range<usize>) -> LutProduct {
-    let (table_of, tables) = used(&x.table_of[units.clone()], &x.tables, x.stride as usize);
+    let (table_of, tables) = used(&x.table_of[units.clone()], &x.tables, x.entries());
     LutProduct {
         dst,
         slots: x.slots,
         stride: x.stride,
+        extension: x.extension,
         argument: x.argument[units.clone()].to_vec(),
         accumulator: x.accumulator[units].to_vec(),
         table_of,
@@ -140,6 +143,7 @@ mod tests {
     fn parts_of_look_ups_keep_the_tables_that_they_use() {
         let x = Pbs {
             dst: Block { start: 0, len: 4 },
+            extension: 0,
             argument: vec![3, 2, 1, 0],
             table_of: vec![1, 1, 0, 1],
             tables: vec![10, 11, 20, 21],
@@ -158,6 +162,7 @@ mod tests {
             dst: Block { start: 0, len: 4 },
             slots: 2,
             stride: 2,
+            extension: 0,
             argument: vec![5, 6],
             accumulator: vec![7, 8],
             table_of: vec![0, 1],

@@ -178,11 +178,12 @@ fn weaker_parameters_are_refused_by_both() {
 fn inconsistent_circuits_are_refused() {
     let block = |start, len| Block { start, len };
     let keyswitch = |gather: Vec<u32>, domain| {
-        Instruction::Keyswitch(Keyswitch { dst: block(0, gather.len() as u32), domain, gather })
+        Instruction::Keyswitch(Keyswitch { dst: block(0, gather.len() as u32), domain, extension: 0, gather })
     };
     let pbs = |table_of, entries: usize| {
         Instruction::Pbs(Pbs {
             dst: block(2, 1),
+            extension: 0,
             argument: vec![0],
             table_of: vec![table_of],
             tables: vec![0; entries],
@@ -194,6 +195,7 @@ fn inconsistent_circuits_are_refused() {
             dst: block(2, slots),
             slots,
             stride,
+            extension: 0,
             argument: vec![0],
             accumulator: vec![accumulator],
             table_of: vec![0],

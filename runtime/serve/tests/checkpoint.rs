@@ -59,10 +59,11 @@ impl Builder {
         let arguments = self.linear(from);
         let small = take(&mut self.small, WIDTH);
         let gather = (arguments.start..arguments.end()).collect();
-        self.instructions.push(Instruction::Keyswitch(Keyswitch { dst: small, domain: 2048, gather }));
+        self.instructions.push(Instruction::Keyswitch(Keyswitch { dst: small, domain: 2048, extension: 0, gather }));
         let looked_up = take(&mut self.lwe, WIDTH);
         self.instructions.push(Instruction::Pbs(Pbs {
             dst: looked_up,
+            extension: 0,
             argument: (small.start..small.end()).collect(),
             table_of: (0..WIDTH).map(|i| i * 7 % 5).collect(),
             tables: (0..5 * 2048).map(|i| (i % 2048) << (10 + i / 2048)).collect(),
@@ -75,6 +76,7 @@ impl Builder {
             dst: products,
             slots: SLOTS,
             stride: 512,
+            extension: 0,
             argument: (0..WIDTH / SLOTS).map(|i| small.start + i * 3).collect(),
             accumulator: (packs.start..packs.end()).collect(),
             table_of: (0..WIDTH / SLOTS).map(|i| i % 2).collect(),

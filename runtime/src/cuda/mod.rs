@@ -22,7 +22,7 @@ use thex_circuit::instruction::Linear;
 use thex_circuit::{Circuit, Parameters};
 
 use crate::error::Result;
-use crate::executor::{Backend, Ciphertext, Done, Liveness, Products};
+use crate::executor::{Backend, Ciphertext, Done, Liveness, LookUps, Products};
 use crate::keys::ServerKey;
 use crate::progress::Progress;
 use device::{Buffer, Stream};
@@ -120,11 +120,16 @@ impl Backend for CudaBackend {
         })
     }
 
-    fn pbs(&self, arguments: &[Ciphertext<'_>], tables: &[&[i32]], out: &mut [u64], done: Done<'_>) -> Result<()> {
+    fn largest_extension(&self) -> u32 {
+        0
+    }
+
+    fn pbs(&self, look_ups: &LookUps<'_>, out: &mut [u64], done: Done<'_>) -> Result<()> {
         self.on_host(out, |operations, out| {
-            let arguments = Uploaded::all(operations, arguments)?;
-            let table_of: Vec<u32> = (0..tables.len() as u32).collect();
-            let tables = Tables { entries: operations.stream().upload(&tables.concat())?, table_of: &table_of };
+            let arguments = Uploaded::all(operations, &look_ups.arguments)?;
+            let table_of: Vec<u32> = (0..look_ups.tables.len() as u32).collect();
+            let entries = operations.stream().upload(&look_ups.tables.concat())?;
+            let tables = Tables { entries, table_of: &table_of };
             operations.pbs(&arguments.addresses, &tables, out.at(0), done)
         })
     }

@@ -157,6 +157,7 @@ fn products_are_those_of_the_processor() {
             dst: Block { start: 0, len: (count * slots) as u32 },
             slots: slots as u32,
             stride: stride as u32,
+            extension: 0,
             argument: Vec::new(),
             accumulator: Vec::new(),
             table_of: (0..count as u32).map(|i| i % 2).collect(),
@@ -192,8 +193,9 @@ fn circuits_agree_with_the_simulator() {
 
 /// One keyswitch and many look-ups of it.
 fn look_ups(parameters: Parameters, count: u32) -> Circuit {
-    let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 2048, gather: vec![0] };
+    let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 2048, extension: 0, gather: vec![0] };
     let pbs = Pbs {
+        extension: 0,
         dst: Block { start: 1, len: count },
         argument: vec![0; count as usize],
         table_of: vec![0; count as usize],

@@ -132,8 +132,8 @@ fn misrounded(view: &View<'_>, id: NodeId, map: &HeLinear, integers: &[i32], g: 
 pub(super) fn arguments_in_box(view: &View<'_>, findings: &mut Findings<'_>) {
     let Some(size) = view.options.polynomial_size else { return };
     for (id, op) in view.he_nodes().filter(|_| view.placed()) {
-        let HeOp::Linear { purpose: Purpose::Argument { positions }, .. } = op else { continue };
-        let end = *positions as f64 / (2 * size) as f64;
+        let HeOp::Linear { purpose: Purpose::Argument { domain }, .. } = op else { continue };
+        let end = domain.positions as f64 / (2 * size) as f64;
         let outside = |turns: f64| !(-SLACK * end..=end * (1.0 + SLACK)).contains(&turns);
         findings.elements(
             id,

@@ -2,7 +2,7 @@
 
 use super::{Findings, View, is_lwe};
 use crate::graph::NodeId;
-use crate::he::{Address, HeLinear, HeOp};
+use crate::he::{Address, Domain, HeLinear, HeOp, Purpose};
 
 /// V008: addresses lie within LWE-valued operands; [`Address::ABSENT`] only in packs and linear maps.
 pub(super) fn addresses(view: &View<'_>, findings: &mut Findings<'_>) {
@@ -125,7 +125,7 @@ fn product_sizes(
 }
 
 /// V011: a pack fills whole GLWEs; slots and positions are positive. With polynomial size N, a pbs looks up N positions and
-/// a lut-product with m slots N/m.
+/// a lut-product with m slots N/m, and arguments were made for that domain.
 pub(super) fn slots_and_positions(view: &View<'_>, findings: &mut Findings<'_>) {
     for (id, op) in view.he_nodes() {
         match op {
@@ -134,7 +134,7 @@ pub(super) fn slots_and_positions(view: &View<'_>, findings: &mut Findings<'_>) 
                     findings.node(id, format!("packs {} elements into GLWEs of {slots} slots", gather.len()));
                 }
             }
-            HeOp::Keyswitch { positions: 0, .. } => findings.node(id, "has no positions"),
+            HeOp::Keyswitch { domain: Domain { positions: 0, .. }, .. } => findings.node(id, "has no positions"),
             HeOp::LutProduct { slots: 0, .. } => findings.node(id, "has no slots"),
             HeOp::LutProduct { slots, .. } => positions_of(view, findings, id, *slots),
             HeOp::Pbs { .. } => positions_of(view, findings, id, 1),
@@ -146,8 +146,15 @@ pub(super) fn slots_and_positions(view: &View<'_>, findings: &mut Findings<'_>) 
 fn positions_of(view: &View<'_>, findings: &mut Findings<'_>, id: NodeId, slots: usize) {
     let Some(size) = view.options.polynomial_size else { return };
     let Some(&keyswitch) = view.operands(id).first() else { return };
-    let Some(HeOp::Keyswitch { positions, .. }) = view.he(keyswitch) else { return };
-    if *positions != size / slots {
+    let Some(HeOp::Keyswitch { gather, domain }) = view.he(keyswitch) else { return };
+    let positions = domain.positions;
+    if positions != size / slots {
         findings.node(id, format!("its keyswitch has {positions} positions, must have {size}/{slots}"));
+    }
+    let sources = view.operands(keyswitch);
+    let of = |a: &Address| view.he(*sources.get(a.port as usize)?);
+    let other = |a: &Address| matches!(of(a), Some(HeOp::Linear { purpose: Purpose::Argument { domain: d }, .. }) if d != domain);
+    if gather.iter().any(other) {
+        findings.node(id, "its keyswitch looks arguments up in another domain than they were made for");
     }
 }

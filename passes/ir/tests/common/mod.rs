@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::Encoding;
 use thex_ir::graph::Ranges;
-use thex_ir::he::Purpose;
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::{
     Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, Reduction, Stage, Tensor, UnaryChain, UnaryFn,
 };
@@ -173,17 +173,17 @@ pub fn placed() -> Graph {
     g.stage = Stage::Placed;
     let x = g.add_input("x", &[1, 4]);
     let x = add_he(&mut g, "encrypt", HeOp::Encrypt, 4, &[x], Some(FREE));
-    let whole = Purpose::Argument { positions: SIZE };
+    let whole = Purpose::Argument { domain: Domain::new(SIZE) };
     let x = linear(&mut g, "argument", whole, identity(4), x, argument_encoding(SIZE));
     let gather = Arc::new(all(4));
-    let x = add_he(&mut g, "keyswitch", HeOp::Keyswitch { gather: gather.clone(), positions: SIZE }, 4, &[x], None);
+    let x = add_he(&mut g, "keyswitch", HeOp::Keyswitch { gather: gather.clone(), domain: Domain::new(SIZE) }, 4, &[x], None);
     let pbs = add_he(&mut g, "pbs", HeOp::Pbs { chain: UnaryChain::from(UnaryFn::Gelu) }, 4, &[x], Some(FREE));
     let y = linear(&mut g, "operand", Purpose::Packed, dense(2, 4, &mut random), pbs, FREE);
     let slots = vec![all(2)[0], all(2)[1], all(2)[1], Address::ABSENT];
     let pack = add_he(&mut g, "pack", HeOp::Pack { gather: Arc::new(slots), slots: 2 }, 4, &[y], None);
-    let half = Purpose::Argument { positions: SIZE / 2 };
+    let half = Purpose::Argument { domain: Domain::new(SIZE / 2) };
     let x = linear(&mut g, "factor", half, identity(4), pbs, argument_encoding(SIZE / 2));
-    let rotated = add_he(&mut g, "rotated", HeOp::Keyswitch { gather, positions: SIZE / 2 }, 4, &[x], None);
+    let rotated = add_he(&mut g, "rotated", HeOp::Keyswitch { gather, domain: Domain::new(SIZE / 2) }, 4, &[x], None);
     let op = HeOp::LutProduct {
         chain: UnaryChain::default(),
         argument: Arc::new(vec![0, 1, 3]),
