@@ -190,7 +190,11 @@ impl Halves {
 
 fn work(circuit: &Circuit) -> Work {
     let keyswitches: u64 = circuit.instructions.iter().map(thex_circuit::Instruction::keyswitch_count).sum();
-    Work { rotations: circuit.rotation_work() as f64, keyswitches: keyswitches as f64, packs: circuit.pack_count() as f64 }
+    Work {
+        rotations: circuit.rotation_work() as f64,
+        keyswitches: keyswitches as f64,
+        packs: circuit.pack_count() as f64,
+    }
 }
 
 /// The search under way.

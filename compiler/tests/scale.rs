@@ -132,6 +132,7 @@ const TIMES: KernelTimes = KernelTimes {
     multiply_add_ns: 200.0,
     lut_product_ns: 5.2e6,
     lone_pbs_ns: 1e7,
+    lane_ns: 5.0e6,
     lone_keyswitch_ns: 3e6,
     lone_pack_ns: 9e6,
 };

@@ -88,7 +88,11 @@ pub struct BenchReport {
 /// `4550 PBS`, and where some have an extension, how many plain ones they are as much work as.
 #[must_use]
 pub fn rotations_text(pbs: u64, work: u64) -> String {
-    if work == pbs { format!("{pbs} PBS") } else { format!("{pbs} PBS (as much work as {work}, since some are extended)") }
+    if work == pbs {
+        format!("{pbs} PBS")
+    } else {
+        format!("{pbs} PBS (as much work as {work}, since some are extended)")
+    }
 }
 
 const KINDS: [&str; 5] = ["pbs", "lut_product", "keyswitch", "pack", "linear"];
@@ -248,7 +252,8 @@ mod tests {
 
     /// 64 look-ups of one input: 0.32 s of rotations in full batches, and 64 keyswitches of 1 ms.
     fn looked_up() -> Circuit {
-        let keyswitch = Keyswitch { dst: Block { start: 0, len: 64 }, domain: 2048, extension: 0, gather: (0..64).collect() };
+        let keyswitch =
+            Keyswitch { dst: Block { start: 0, len: 64 }, domain: 2048, extension: 0, gather: (0..64).collect() };
         let (dst, argument) = (Block { start: 64, len: 64 }, (0..64).collect());
         let pbs = Pbs { dst, extension: 0, argument, table_of: vec![0; 64], tables: vec![0; 2048] };
         Circuit {

@@ -305,7 +305,8 @@ impl KernelTimes {
         let (count, extension) = (instruction.pbs_count() as usize, instruction.extension());
         let chunk = balanced_chunk(count, self.threads, batch_of(extension));
         let (whole, rest) = (count / (chunk * self.threads), count % (chunk * self.threads));
-        let extra = if matches!(instruction, Instruction::LutProduct(_)) { self.lut_product_ns - self.pbs_ns } else { 0.0 };
+        let extra =
+            if matches!(instruction, Instruction::LutProduct(_)) { self.lut_product_ns - self.pbs_ns } else { 0.0 };
         let rotations = (whole * chunk + rest.min(chunk)) * self.threads;
         (rotations << extension) as f64 * (self.lane_ns + extra)
     }

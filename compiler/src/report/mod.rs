@@ -11,6 +11,7 @@ use thex_circuit::params::SECURITY_BITS;
 use thex_circuit::security;
 use thex_circuit::{Circuit, LayerInfo, NoiseModel, Parameters};
 use thex_passes::PassRecord;
+use thex_runtime::bench::rotations_text;
 use thex_runtime::{KernelTimes, Prediction};
 
 /// Megabytes, for people.

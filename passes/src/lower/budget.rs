@@ -26,7 +26,12 @@ pub(super) fn cheapest(sites: &[Vec<Price>], budget: f64) -> Vec<usize> {
         let better = sites.iter().enumerate().flat_map(|(s, choices)| {
             let now = choices[chosen[s]];
             let affordable = move |(_, c): &(usize, &Price)| c.cost < now.cost && c.error - now.error <= left;
-            choices.iter().enumerate().filter(affordable).map(move |(i, c)| (now.cost - c.cost, s, i)).collect::<Vec<_>>()
+            choices
+                .iter()
+                .enumerate()
+                .filter(affordable)
+                .map(move |(i, c)| (now.cost - c.cost, s, i))
+                .collect::<Vec<_>>()
         });
         let Some((_, s, i)) = better.max_by(|a, b| a.0.total_cmp(&b.0)) else { return chosen };
         chosen[s] = i;

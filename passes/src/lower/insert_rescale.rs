@@ -158,6 +158,14 @@ impl Analysis {
 /// The error budget, relative to the outputs' spread, that the floor under the gradients refers to.
 const FLOORED_ERROR: f64 = 0.06;
 
+/// Largest amplitude variable of an input.
+pub(super) const MOST_OF_INPUTS: f64 = (1_u64 << 20) as f64;
+
+/// Largest amplitude variable of a value that is born with noise of this variance: of full magnitude, it stays 16 deviations above it.
+pub(super) fn most_amplitude(variance: f64) -> f64 {
+    (16.0 * variance.sqrt()).recip()
+}
+
 /// The geometric program under construction.
 pub(super) struct Scaling<'a> {
     graph: &'a Graph,
@@ -224,9 +232,9 @@ impl<'a> Scaling<'a> {
             }
             variables.insert(leader, bounds.len());
             variables.insert(id, bounds.len());
-            // A value of full magnitude stays within ±¼ of the torus, and well above the noise that it is born with.
-            let least_amplitude_log2 = if *op == HeOp::Encrypt { 20 } else { 18 };
-            bounds.push((4.0, f64::from(1 << least_amplitude_log2)));
+            // A value of full magnitude stays within ±¼ of the torus.
+            bounds
+                .push((4.0, if *op == HeOp::Encrypt { MOST_OF_INPUTS } else { most_amplitude(cx.noise().bootstrap) }));
         }
         Self {
             graph,

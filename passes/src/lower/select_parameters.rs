@@ -27,7 +27,7 @@ use thex_ir::he::{Domain, Purpose};
 use thex_ir::{Address, Graph, HeOp, NodeId, Op};
 
 use super::budget::{Price, cheapest, least_error, total};
-use super::insert_rescale::{Analysis, Scaling};
+use super::insert_rescale::{Analysis, Scaling, most_amplitude};
 use super::relative_noise;
 use super::solver::{Term, minimise};
 use crate::error::Result;
@@ -238,7 +238,10 @@ impl Forecast {
             // Rounding knows no noise.
             _ => 1.0,
         };
-        let amplitudes = minimise(&self.guarded.scaled(factor), &self.bounds);
+        let (was, now) = (most_amplitude(from.bootstrap), most_amplitude(to.bootstrap));
+        let bound = |&(lo, hi): &(f64, f64)| if hi.to_bits() == was.to_bits() { (lo.min(now), now) } else { (lo, hi) };
+        let bounds: Vec<(f64, f64)> = self.bounds.iter().map(bound).collect();
+        let amplitudes = minimise(&self.guarded.scaled(factor), &bounds);
         self.plain.constant + self.plain.scaled(factor).iter().map(|t| t.value(&amplitudes)).sum::<f64>()
     }
 
@@ -295,7 +298,7 @@ fn sites(graph: &Graph, analysis: &Analysis) -> Vec<Site> {
     let mut sites = Vec::new();
     for keyswitch in graph.topological() {
         let Op::He(HeOp::Keyswitch { domain, .. }) = &graph.node(keyswitch).op else { continue };
-        let rotations = |user: &NodeId| match &graph.node(*user).op {
+        let rotations = |(user, _): &(NodeId, u32)| match &graph.node(*user).op {
             Op::He(HeOp::Pbs { .. }) => graph.node(*user).shape[0] as f64,
             Op::He(HeOp::LutProduct { argument, .. }) => argument.len() as f64,
             _ => 0.0,

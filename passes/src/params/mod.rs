@@ -127,7 +127,7 @@ impl Grid {
             dimensions: (780..=1000).step_by(10).collect(),
             keyswitches: pairs(2..=5, 3..=8),
             bootstraps: pairs(8..=23, 1..=3),
-            packings: pairs(9..=18, 2..=3),
+            packings: pairs(7..=18, 2..=5),
         }
     }
 }

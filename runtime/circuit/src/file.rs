@@ -483,7 +483,9 @@ fn below(addresses: &[u32], end: u32, absent_allowed: bool) -> bool {
 fn tables_ok(table_of: &[u32], elements: usize, entries: usize, entries_of_one: usize) -> bool {
     let tables = entries / entries_of_one.max(1);
     entries_of_one > 0
-        && table_of.len() == elements && entries == tables * entries_of_one && table_of.iter().all(|&t| (t as usize) < tables)
+        && table_of.len() == elements
+        && entries == tables * entries_of_one
+        && table_of.iter().all(|&t| (t as usize) < tables)
 }
 
 fn linear_ok(x: &crate::instruction::Linear, lwe: u32) -> bool {

@@ -100,7 +100,13 @@ impl NoiseModel {
     /// The same model with no noise at all: the circuit's own integers, as `--mode clear` runs them.
     #[must_use]
     pub fn silent() -> Self {
-        Self { fresh: 0.0, keyswitch: 0.0, modulus_switch: [0.0; MAX_EXTENSION as usize + 1], bootstrap: 0.0, packing: 0.0 }
+        Self {
+            fresh: 0.0,
+            keyswitch: 0.0,
+            modulus_switch: [0.0; MAX_EXTENSION as usize + 1],
+            bootstrap: 0.0,
+            packing: 0.0,
+        }
     }
 }
 

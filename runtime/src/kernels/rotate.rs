@@ -6,8 +6,6 @@
 //! `core_crypto::experimental`, for one ciphertext on 2^ν threads and without the centred modulus switch; here its external products run in
 //! batches, so that the key streams from memory once for all lanes of a batch.
 
-use aligned_vec::CACHELINE_ALIGN;
-use dyn_stack::StackReq;
 use rayon::prelude::*;
 use tfhe::core_crypto::algorithms::polynomial_algorithms::polynomial_wrapping_monic_monomial_mul;
 use tfhe::core_crypto::fft_impl::fft64::c64;
@@ -150,8 +148,7 @@ impl Rotator<'_> {
         let mut difference = vec![0_u64; words << extension];
         let mut buffers = ComputationBuffers::new();
         let scratch = add_external_product_assign_scratch::<u64>(glwe_size, size, self.fft);
-        let aligned = StackReq::new_aligned::<u64>(words, CACHELINE_ALIGN);
-        buffers.resize(scratch.and(aligned).unaligned_bytes_required());
+        buffers.resize(scratch.unaligned_bytes_required());
         let full_turn = p.positions() << extension;
         for (lanes, argument) in accumulators.chunks_exact_mut(words << extension).zip(switched) {
             let copy = lanes.to_vec();

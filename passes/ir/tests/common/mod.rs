@@ -176,7 +176,14 @@ pub fn placed() -> Graph {
     let whole = Purpose::Argument { domain: Domain::new(SIZE) };
     let x = linear(&mut g, "argument", whole, identity(4), x, argument_encoding(SIZE));
     let gather = Arc::new(all(4));
-    let x = add_he(&mut g, "keyswitch", HeOp::Keyswitch { gather: gather.clone(), domain: Domain::new(SIZE) }, 4, &[x], None);
+    let x = add_he(
+        &mut g,
+        "keyswitch",
+        HeOp::Keyswitch { gather: gather.clone(), domain: Domain::new(SIZE) },
+        4,
+        &[x],
+        None,
+    );
     let pbs = add_he(&mut g, "pbs", HeOp::Pbs { chain: UnaryChain::from(UnaryFn::Gelu) }, 4, &[x], Some(FREE));
     let y = linear(&mut g, "operand", Purpose::Packed, dense(2, 4, &mut random), pbs, FREE);
     let slots = vec![all(2)[0], all(2)[1], all(2)[1], Address::ABSENT];
