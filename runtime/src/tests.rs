@@ -401,16 +401,42 @@ pub(crate) mod circuits {
         [deviation(&e[..4]), deviation(&e[4..12]), deviation(&e[12..])]
     }
 
+    /// The same functions with finer tables.
+    fn extended(extension: u32) -> Circuit {
+        let finer = |tables: &[i32], entries: usize| -> Vec<i32> {
+            let between = |table: &[i32], e: usize| {
+                let (i, part) = (e >> extension, (e % (1 << extension)) as i32);
+                let step = if i + 1 < table.len() { table[i + 1] - table[i] } else { table[i] - table[i - 1] };
+                table[i] + ((step * part) >> extension)
+            };
+            tables.chunks(entries).flat_map(|t| (0..entries << extension).map(|e| between(t, e))).collect()
+        };
+        let mut circuit = all_five();
+        for instruction in &mut circuit.instructions {
+            match instruction {
+                Instruction::Keyswitch(x) => x.extension = extension,
+                Instruction::Pbs(x) => (x.extension, x.tables) = (extension, finer(&x.tables, N)),
+                Instruction::LutProduct(x) => (x.extension, x.tables) = (extension, finer(&x.tables, STRIDE)),
+                Instruction::Linear(_) | Instruction::Pack(_) => {}
+            }
+        }
+        circuit
+    }
+
     #[test]
     fn executor_and_simulator_agree() {
-        agrees_with_the_simulator(&SHARED.backend);
+        agrees_with_the_simulator(&SHARED.backend, &all_five());
+    }
+
+    #[test]
+    fn executor_and_simulator_agree_on_extended_rotations() {
+        agrees_with_the_simulator(&SHARED.backend, &extended(1));
     }
 
     /// Errors on ciphertexts are those that the noise model predicts.
-    pub(crate) fn agrees_with_the_simulator(backend: &impl Backend) {
-        let circuit = all_five();
-        let executor = Executor::new(&circuit, backend).unwrap();
-        let (clear, _) = simulate(&circuit, NoiseModel::silent(), 0);
+    pub(crate) fn agrees_with_the_simulator(backend: &impl Backend, circuit: &Circuit) {
+        let executor = Executor::new(circuit, backend).unwrap();
+        let (clear, _) = simulate(circuit, NoiseModel::silent(), 0);
         let counter = Counter::default();
         let (mut encrypted, mut simulated) = ([0.0; 3], [0.0; 3]);
         // 32 products each: 1024 samples.
@@ -423,7 +449,7 @@ pub(crate) mod circuits {
             }
             for seed in 0..4 {
                 let (outputs, simulation) =
-                    simulate(&circuit, NoiseModel::new(&circuit.parameters), (run * 4 + seed) as u64);
+                    simulate(circuit, NoiseModel::new(&circuit.parameters), (run * 4 + seed) as u64);
                 assert_eq!(simulation.overflow_total(), 0);
                 for (sum, e) in simulated.iter_mut().zip(errors(&outputs, &clear)) {
                     *sum += e * e / f64::from(runs * 4);

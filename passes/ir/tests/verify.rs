@@ -217,6 +217,11 @@ fn v011_slots_and_positions() {
     }
     breaks(&["V011"], placed(), |g| positions(g, "keyswitch", SIZE / 2));
     breaks(&["V011"], placed(), |g| positions(g, "keyswitch", 0));
+    breaks(&["V011"], placed(), |g| {
+        if let HeOp::Keyswitch { domain, .. } = he(g, "keyswitch") {
+            domain.extension = 1;
+        }
+    });
     breaks(&["V011"], placed(), |g| positions(g, "rotated", SIZE));
     breaks(&["V010", "V011"], placed(), |g| slots(g, 3));
     breaks(&["V010", "V011"], placed(), |g| slots(g, 0));
@@ -267,7 +272,7 @@ fn v014_integer_weights() {
 fn v015_arguments_in_box() {
     breaks(&["V015"], placed(), |g| encodings(g, "argument")[1].offset += 0.1);
     breaks(&["V015"], placed(), |g| encodings(g, "argument")[1].offset -= 0.1);
-    breaks(&["V015"], placed(), |g| {
+    breaks(&["V011", "V015"], placed(), |g| {
         if let HeOp::Linear { purpose, .. } = he(g, "argument") {
             *purpose = Purpose::Argument { domain: Domain::new(SIZE / 2) };
         }

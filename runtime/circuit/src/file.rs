@@ -27,7 +27,7 @@ use crate::error::{CircuitError, Result};
 use crate::instruction::{ABSENT, Block, Circuit, Instruction, MAX_EXTENSION};
 use crate::interface::MAX_TOKENIZER_BYTES;
 
-/// The newest version of both formats: 2 is version 1 with rotations of an extension. What is written has the oldest version that can say
+/// The newest version of circuits: 2 is version 1 with rotations of an extension. What is written has the oldest version that can say
 /// it; readers refuse what is newer.
 pub const FORMAT_VERSION: u32 = 2;
 
@@ -176,9 +176,10 @@ fn manifest_text(bytes: &[u8], kind: &str) -> std::result::Result<String, String
     if head.kind != kind {
         return Err(format!("it is a {}, not a {kind}", head.kind.chars().take(32).collect::<String>()));
     }
-    if !(BASE_VERSION..=FORMAT_VERSION).contains(&head.version) {
+    let newest = if kind == "circuit" { FORMAT_VERSION } else { BASE_VERSION };
+    if !(BASE_VERSION..=newest).contains(&head.version) {
         let again = "compile the model again";
-        return Err(other_version(head.version, FORMAT_VERSION, head.writer.as_deref(), again));
+        return Err(other_version(head.version, newest, head.writer.as_deref(), again));
     }
     Ok(text.clone())
 }

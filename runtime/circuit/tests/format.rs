@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use thex_circuit::clear::ClearGraph;
-use thex_circuit::instruction::{Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
+use thex_circuit::instruction::{Block, Keyswitch, Linear, LutProduct, MAX_EXTENSION, Pack, Pbs, Provenance};
 use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
 
 mod common;
@@ -118,13 +118,13 @@ fn other_versions_say_who_reads_them() {
             bytes[at..at + 5].copy_from_slice(writer);
             load(&folder.put(&reseal(bytes))).unwrap_err()
         };
-        let newer = with(b'2', b"0.9.3");
-        assert!(newer.contains("version 2") && newer.contains("thex 0.9.3 or later reads it"), "{newer}");
-        assert!(newer.contains("reads version 1") && newer.contains("compile the model again"), "{newer}");
+        let newer = with(b'3', b"0.9.3");
+        assert!(newer.contains("version 3") && newer.contains("thex 0.9.3 or later reads it"), "{newer}");
+        assert!(newer.contains("reads version ") && newer.contains("compile the model again"), "{newer}");
         let older = with(b'0', b"0.0.1");
         assert!(older.contains("version 0, written by thex 0.0.1") && older.contains("does not"), "{older}");
         // What a file says of its writer goes to a terminal.
-        assert!(with(b'2', b"0;[1m").contains("a later thex reads it"));
+        assert!(with(b'3', b"0;[1m").contains("a later thex reads it"));
     }
 }
 
@@ -175,11 +175,42 @@ fn weaker_parameters_are_refused_by_both() {
 }
 
 #[test]
+fn a_circuit_says_the_oldest_version_that_reads_it() {
+    let version_of = |circuit: &Circuit| {
+        let bytes = circuit.to_bytes().unwrap();
+        let at = bytes.windows(10).position(|w| w == br#"version\":"#).unwrap() + 10;
+        (bytes[at], Circuit::load(&Folder::new().put(&bytes)).unwrap().0)
+    };
+    let plain = circuit();
+    assert_eq!(version_of(&plain), (b'1', plain.clone()));
+    let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 2048, extension: 2, gather: vec![2] };
+    let pbs = Pbs {
+        dst: Block { start: 3, len: 1 },
+        extension: 2,
+        argument: vec![0],
+        table_of: vec![0],
+        tables: (0..4 * 2048).collect(),
+    };
+    let mut extended = plain;
+    extended.instructions.extend([Instruction::Keyswitch(keyswitch), Instruction::Pbs(pbs)]);
+    extended.provenance.resize(3, Provenance::default());
+    assert_eq!((extended.rotation_work(), extended.pbs_count(), extended.largest_extension()), (4, 1, 2));
+    assert_eq!(version_of(&extended), (b'2', extended.clone()));
+    // A rotation has the extension of the keyswitch that it reads.
+    let first =
+        extended.instructions.iter_mut().find_map(|x| if let Instruction::Keyswitch(x) = x { Some(x) } else { None });
+    first.unwrap().extension = 1;
+    assert!(extended.verify().unwrap_err().contains("inconsistent"));
+}
+
+#[test]
 fn inconsistent_circuits_are_refused() {
     let block = |start, len| Block { start, len };
     let keyswitch = |gather: Vec<u32>, domain| {
         Instruction::Keyswitch(Keyswitch { dst: block(0, gather.len() as u32), domain, extension: 0, gather })
     };
+    let extended =
+        |extension| Instruction::Keyswitch(Keyswitch { dst: block(0, 1), domain: 2048, extension, gather: vec![0] });
     let pbs = |table_of, entries: usize| {
         Instruction::Pbs(Pbs {
             dst: block(2, 1),
@@ -212,6 +243,9 @@ fn inconsistent_circuits_are_refused() {
         vec![keyswitch(vec![u32::MAX], 2048)],
         vec![keyswitch(vec![0], 4096)],
         vec![keyswitch(vec![0], 0)],
+        vec![extended(MAX_EXTENSION + 1)],
+        vec![extended(u32::MAX)],
+        vec![extended(1), pbs(0, 2048)],
         vec![good(), pbs(1, 2048)],
         vec![good(), pbs(0, 2047)],
         vec![good(), pbs(u32::MAX, 2048)],

@@ -186,7 +186,7 @@ fn products_are_those_of_the_processor() {
 #[test]
 fn circuits_agree_with_the_simulator() {
     each(|cuda| {
-        circuits::agrees_with_the_simulator(cuda);
+        circuits::agrees_with_the_simulator(cuda, &circuits::all_five());
         println!("{}", cuda.times());
     });
 }

@@ -100,6 +100,30 @@ fn look_ups_have_the_modelled_noise_on_both_sides() {
     assert!((0.5..1.25).contains(&output), "{output}");
 }
 
+#[test]
+fn extended_look_ups_have_the_modelled_noise_on_both_sides() {
+    let noise = NoiseModel::new(&Parameters::standard());
+    for (extension, count) in [(1, 384), (2, 384), (3, 128)] {
+        let positions = f64::from(4096 << extension);
+        // f(j) = j, in entries: 2^ν for a position.
+        let table: Vec<i32> = (0..2048 << extension).map(|j| j << (19 - extension)).collect();
+        let arguments: Vec<f64> = (0..count).map(|i| f64::from(((i % 128) * 13 + 100) << extension) + 0.5).collect();
+        let phases: Vec<u64> = arguments.iter().map(|a| torus(a / positions)).collect();
+        let entry = |y: f64| y * 8192.0 * f64::from(1 << extension);
+        let errors: Vec<f64> =
+            pbs(&phases, &table).iter().zip(&arguments).map(|(y, a)| (entry(*y) - (a - 0.5)) / positions).collect();
+        let rounding = 1.0 / 12.0 / positions / positions;
+        let argument = ratio("extended argument", &errors, noise.extended_argument(extension) + rounding);
+        assert!((0.75..1.3).contains(&argument), "ν = {extension}: {argument}");
+    }
+    let phases: Vec<u64> = (0..256).map(|i| torus(f64::from(i % 2) * 0.5 + 0.25)).collect();
+    let results = pbs(&phases, &[1 << 28; 4096]);
+    let sign = |i: usize| [1.0, -1.0][i % 2] / 16.0;
+    let errors: Vec<f64> = results.iter().enumerate().map(|(i, y)| y - sign(i)).collect();
+    let output = ratio("extended output", &errors, noise.bootstrap);
+    assert!((0.5..1.25).contains(&output), "{output}");
+}
+
 /// P(X ≤ k) of n draws with probability p each.
 fn binomial(n: u32, k: u32, p: f64) -> f64 {
     let mut log = f64::from(n) * (1.0 - p).ln();
