@@ -45,7 +45,7 @@ pub struct SelectParameters {
 
 impl Default for SelectParameters {
     fn default() -> Self {
-        Self { most_cost: 2.0, most_extension: 2 }
+        Self { most_cost: 3.0, most_extension: MAX_EXTENSION as usize }
     }
 }
 

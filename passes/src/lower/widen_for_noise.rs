@@ -69,7 +69,9 @@ impl Pass for WidenForNoise {
         let mut grown = 0;
         for _ in 0..self.rounds {
             let (mut placed, mut scratch) = (graph.clone(), cx.clone());
-            InsertRescale::default().run(&mut placed, &mut scratch)?;
+            // Weights are rounded one by one here: together takes much longer, and changes errors little.
+            let place = InsertRescale { nearest_plane: false, ..InsertRescale::default() };
+            place.run(&mut placed, &mut scratch)?;
             let errors = probe.measure(&placed, &scratch).map_err(PassError::Invalid)?;
             let now = self.widen(graph, &errors, cx);
             cx.analysis = scratch.analysis.map(|a| Arc::new(a.with_widths_of(graph)));

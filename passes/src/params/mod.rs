@@ -126,7 +126,7 @@ impl Grid {
             rings: vec![(1, 2048)],
             dimensions: (780..=1000).step_by(10).collect(),
             keyswitches: pairs(2..=5, 3..=8),
-            bootstraps: pairs(8..=23, 1..=3),
+            bootstraps: pairs(7..=23, 1..=4),
             packings: pairs(7..=18, 2..=5),
         }
     }
