@@ -45,7 +45,7 @@ pub struct SelectParameters {
 
 impl Default for SelectParameters {
     fn default() -> Self {
-        Self { most_cost: 3.0, most_extension: MAX_EXTENSION as usize }
+        Self { most_cost: 1.25, most_extension: MAX_EXTENSION as usize }
     }
 }
 
@@ -93,7 +93,8 @@ impl Pass for SelectParameters {
         ));
         if chosen.error > goal {
             cx.note(format!(
-                "nothing keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work (-x select-parameters:most-cost)",
+                "warning: nothing keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work of the standard parameters; \
+                 `-x select-parameters:most-cost=3` allows 3 times",
                 self.most_cost
             ));
         }
