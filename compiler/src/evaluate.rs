@@ -21,6 +21,7 @@ use thex_runtime::{Simulator, keys, npz, simulate};
 use crate::error::{CompileError, Result};
 use crate::import::{self, ImportOptions, InputInfo, Reference};
 use crate::interval::Interval;
+use crate::noise_check::{self, NoiseCheck};
 use crate::pipeline::{read_data, with_suffix};
 
 /// How the circuit is run.
@@ -66,7 +67,7 @@ pub struct Workload {
     pub mode: Mode,
     /// At most so many samples.
     pub limit: Option<usize>,
-    /// Seed of simulated noise.
+    /// Seed of simulated noise; in encrypted mode, of that which it is compared with.
     pub seed: u64,
     /// What runs it on ciphertexts.
     pub backend: Device,
@@ -130,6 +131,9 @@ pub struct Evaluation {
     pub mode: &'static str,
     /// Each output.
     pub outputs: Vec<OutputScore>,
+    /// In encrypted mode: whether the noise is the simulated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<NoiseCheck>,
 }
 
 /// One sample's results.
@@ -192,6 +196,10 @@ pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) 
         Some(noise) => (simulated(circuit, bundle, &reference, &samples, noise, work.seed)?, 0.0),
     };
     let mut evaluation = score(&outcomes, labels.as_deref())?;
+    if work.mode == Mode::Encrypted {
+        let results: Vec<&[Named]> = outcomes.iter().map(|o| o.circuit.as_slice()).collect();
+        evaluation.noise = Some(noise_check::check(circuit, bundle, &samples, &results, work.seed)?);
+    }
     evaluation.setup_seconds = setup;
     evaluation.mode = work.mode.name();
     evaluation.pbs_count = circuit.pbs_count();
@@ -375,7 +383,7 @@ fn argmax(value: &ArrayD<f64>) -> Vec<usize> {
 }
 
 /// The output that classes are read from: `logits`, else the last.
-fn class_output(outputs: &[Named]) -> usize {
+pub(crate) fn class_output(outputs: &[Named]) -> usize {
     outputs.iter().position(|(name, _)| name == "logits").unwrap_or(outputs.len().saturating_sub(1))
 }
 
@@ -425,6 +433,7 @@ fn score(outcomes: &[Outcome], labels: Option<&[usize]>) -> Result<Evaluation> {
         pbs_count: 0,
         mode: "",
         outputs,
+        noise: None,
     })
 }
 
@@ -497,6 +506,9 @@ impl Evaluation {
             "{} PBS a sample, {:.2} s in all, {:.2} s set-up, {} overflows\n",
             self.pbs_count, self.seconds, self.setup_seconds, self.overflows
         );
+        if let Some(noise) = &self.noise {
+            out += &noise.text();
+        }
         for (name, count) in &self.overflows_by_argument {
             out += &format!("  {count} at {name}\n");
         }

@@ -31,6 +31,7 @@ pub mod import;
 pub mod interface;
 pub mod interval;
 mod missing;
+pub mod noise_check;
 pub mod pipeline;
 mod probe;
 pub mod report;

@@ -246,3 +246,20 @@ fn what_makes_no_sense_is_refused() {
         refused(&output, "absent.npz");
     }
 }
+
+#[test]
+fn encrypted_runs_err_as_simulated_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = folder.path().join("tiny").to_str().unwrap().to_owned();
+    let model = repository("tests/models/tiny_text.onnx");
+    let data = repository("tests/data/tiny_text_calibration.npz");
+    text(&thex(&["compile", &model, "--calibration", &data, "-o", &prefix]));
+    let arguments = ["evaluate", &prefix, "--model", &model, "--data", &data, "--mode", "encrypted", "--limit", "24"];
+    let noise = json(&thex(&[&arguments[..], &["--json"]].concat()))["noise"].clone();
+    // One correct run in a thousand fails here, and so do all whose noise is off by a half (see `thex::noise_check`).
+    assert!(number(&noise, "p_value") > 0.001, "{noise}");
+    assert_eq!((number(&noise, "samples"), number(&noise, "runs")), (24.0, 99.0));
+    assert_eq!(noise["ranks"].as_array().unwrap().len(), 24);
+    let ratio = number(&noise, "encrypted_rms") / number(&noise, "simulated_rms");
+    assert!((0.6..1.5).contains(&ratio), "{noise}");
+}

@@ -53,7 +53,8 @@ impl Simulation {
     }
 
     /// For each instruction, how many arguments lay outside their domain (keyswitches only), before the noise
-    /// of the keyswitch and modulus switch. What lies outside is looked up in the wrong place, with a wrong sign.
+    /// of the keyswitch and modulus switch. What lies outside is looked up in the wrong place, with a wrong sign. Where the domain is the
+    /// full torus, those that lie next to its ends are counted, since nothing lies outside.
     #[must_use]
     pub fn overflows(&self) -> &[u32] {
         &self.overflows
@@ -91,6 +92,9 @@ impl Noise {
         (normal * deviation * MODULUS_F64) as i64 as u64
     }
 }
+
+/// Part of the torus at each end of a domain that is all of it, which the ranges of arguments leave free.
+const EDGE: u64 = 512;
 
 /// Stream of the inputs' noise; instruction i has stream i.
 const INPUT_STREAM: u64 = u64::MAX;
@@ -220,13 +224,15 @@ impl<'a> Simulator<'a> {
 
     /// Keyswitch and the modulus switch of every rotation by its result: one draw for all of them.
     fn keyswitch(&self, x: &Keyswitch, s: &mut Simulation, noise: &mut Noise) -> u32 {
-        let limit = u64::from(x.domain) << self.position_shift();
+        let full = u64::from(x.domain) >= self.circuit.parameters.positions() as u64;
+        let edge = if full { u64::MAX / EDGE } else { 0 };
+        let last = if full { u64::MAX - edge } else { (u64::from(x.domain) << self.position_shift()) - 1 };
         let shift = self.position_shift() - x.extension;
         let deviation = self.noise.extended_argument(x.extension).sqrt();
         let mut overflows = 0;
         for &address in &x.gather {
             let phase = s.lwe[address as usize];
-            overflows += u32::from(phase >= limit);
+            overflows += u32::from(phase > last || phase < edge);
             s.positions.push((phase.wrapping_add(noise.draw(deviation)) >> shift) as u32);
         }
         overflows

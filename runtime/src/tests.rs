@@ -509,6 +509,29 @@ pub(crate) mod circuits {
     }
 
     #[test]
+    fn the_full_torus_ends_where_it_begins() {
+        let mut circuit = all_five();
+        if let Instruction::Keyswitch(x) = &mut circuit.instructions[1] {
+            x.domain = 2 * N as u32;
+        }
+        if let Instruction::Linear(x) = &mut circuit.instructions[0] {
+            x.weights.fill(0);
+            x.bias = [0.0, 0.001, 0.01, 0.3, 0.6, 0.99, 0.999, 0.9999].map(torus).to_vec();
+        }
+        circuit.verify().unwrap();
+        let (_, simulation) = simulate(&circuit, NoiseModel::silent(), 0);
+        // Within 1/512 of a turn of the end.
+        assert_eq!(simulation.overflows()[1], 4);
+        // The first has the second table; 0.6 is what 0.1 is, with the other sign.
+        let looked_up = |i: usize| turns(simulation.lwe()[20 + i]);
+        let table = |phase: f64| {
+            let j = (phase * 4096.0) as i32;
+            f64::from((1 << 28) + ((j - 1024) << 17)) / 4_294_967_296.0
+        };
+        assert!((looked_up(3) - (0.125 - table(0.3))).abs() < 1e-9 && (looked_up(4) + table(0.1)).abs() < 1e-9);
+    }
+
+    #[test]
     fn wrong_inputs_are_errors() {
         let circuit = all_five();
         let executor = Executor::new(&circuit, &SHARED.backend).unwrap();

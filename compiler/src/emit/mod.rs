@@ -222,7 +222,7 @@ impl Emitter<'_> {
     }
 
     fn pbs(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<Pbs, CompileError> {
-        let HeOp::Pbs { chain } = op else { return Err(missing(self.graph, id, "function")) };
+        let HeOp::Pbs { function } = op else { return Err(missing(self.graph, id, "function")) };
         let keyswitch = self.graph.operands(id)[0];
         let (domain, arguments) = self.arguments(keyswitch)?;
         let place = (&self.parameters, domain);
@@ -236,7 +236,7 @@ impl Emitter<'_> {
                 let result = results.of(i);
                 let (a, o) = (argument, output);
                 let key = [a.scale, a.offset, range.0, range.1, o.scale, o.offset, result.0, result.1];
-                tables.get(&key, || lookup_table(chain, argument, *range, (output, result), place))
+                tables.get(&key, || lookup_table(function, argument, *range, (output, result), place))
             })
             .collect();
         let base = self.base[&keyswitch];

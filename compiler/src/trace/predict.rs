@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use thex_circuit::instruction::LutProduct;
 use thex_circuit::{Circuit, Encoding, Instruction, NoiseModel};
 use thex_ir::interpret::Values;
-use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, UnaryChain};
+use thex_ir::{Address, Graph, HeLinear, HeOp, LookUp, NodeId, Op};
 
 /// Variance of rounding to integers.
 const ROUNDING: f64 = 1.0 / 12.0;
@@ -53,7 +53,7 @@ impl Model<'_> {
         match op {
             HeOp::Encrypt => Some(self.encodings(id)?.iter().map(|e| self.noise.fresh * e.scale.powi(2)).collect()),
             HeOp::Linear { map, .. } => self.linear(id, map, seen),
-            HeOp::Pbs { chain } => self.look_up(id, chain, seen),
+            HeOp::Pbs { function } => self.look_up(id, function, seen),
             HeOp::LutProduct { .. } => self.product(id, op, instruction?, seen),
             HeOp::Keyswitch { .. } | HeOp::Pack { .. } | HeOp::Decrypt { .. } => None,
         }
@@ -119,12 +119,12 @@ impl Model<'_> {
         QUADRATURE.iter().map(|(z, weight)| weight * (square(*z) + square(-z))).sum()
     }
 
-    fn look_up(&self, id: NodeId, chain: &UnaryChain, seen: &Values) -> Option<Vec<f64>> {
+    fn look_up(&self, id: NodeId, function: &LookUp, seen: &Values) -> Option<Vec<f64>> {
         let keyswitch = *self.graph.operands(id).first()?;
         let results = self.graph.node(id).facts.ranges.as_ref()?;
         let one = |(i, (x, encoding)): (usize, (&f64, &Encoding))| {
             let (least, most) = results.of(i);
-            let table = |x: f64| chain.apply(x).clamp(least, most.max(least));
+            let table = |x: f64| function.apply(x).clamp(least, most.max(least));
             let spread = self.through(&self.argument(keyswitch, i)?, *x, table);
             Some(spread + self.noise.bootstrap * encoding.scale.powi(2))
         };

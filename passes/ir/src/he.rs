@@ -39,10 +39,34 @@ pub struct HeLinear {
     pub bias: Vec<f64>,
 }
 
+/// What a programmable bootstrap looks up: f(x) − a·x. The line a·x is a linear map, which needs no bootstrap; passes add it back there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LookUp {
+    /// f.
+    pub chain: UnaryChain,
+    /// a.
+    pub slope: f64,
+}
+
+impl LookUp {
+    /// f itself.
+    #[must_use]
+    pub fn plain(chain: UnaryChain) -> Self {
+        Self { chain, slope: 0.0 }
+    }
+
+    /// f(x) − a·x.
+    #[must_use]
+    pub fn apply(&self, x: f64) -> f64 {
+        self.chain.apply(x) - self.slope * x
+    }
+}
+
 /// Where the arguments of a look-up lie, and how finely they are looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Domain {
-    /// Positions of 1/2N of the torus: N for `pbs`, B for `lut-product` with boxes of B positions.
+    /// Positions of 1/2N of the torus: N for `pbs`, or all 2N where what is looked up changes its sign from one half of the torus to the
+    /// other (see [`is_full`](Self::is_full)); B for `lut-product` with boxes of B positions.
     pub positions: usize,
     /// ν: each position has 2^ν entries of a table, at the price of 2^ν rotations. See `thex_circuit::instruction`.
     pub extension: u32,
@@ -55,10 +79,17 @@ impl Domain {
         Self { positions, extension: 0 }
     }
 
-    /// Entries of a table.
+    /// Whether it is the whole torus, in a ring of N coefficients. A blind rotation gives g(φ + ½) = −g(φ) for phases φ, so a look-up has
+    /// half the torus for its arguments; a function that keeps this law by itself, up to a constant, has all of it, and one more bit.
     #[must_use]
-    pub fn entries(&self) -> usize {
-        self.positions << self.extension
+    pub fn is_full(&self, size: usize) -> bool {
+        self.positions > size
+    }
+
+    /// Entries of a table in a ring of N coefficients.
+    #[must_use]
+    pub fn entries(&self, size: usize) -> usize {
+        self.positions.min(size) << self.extension
     }
 }
 
@@ -98,7 +129,7 @@ pub enum HeOp {
     /// Programmable bootstrap of each element of the one operand, a keyswitch.
     Pbs {
         /// The function.
-        chain: UnaryChain,
+        function: LookUp,
     },
     /// Packs gathered elements, `slots` to a GLWE.
     Pack {

@@ -89,7 +89,7 @@ pub fn evaluate_he(op: &HeOp, operands: &[Vec<f64>]) -> Vec<f64> {
         HeOp::Keyswitch { gather, .. } | HeOp::Pack { gather, .. } | HeOp::Decrypt { gather } => {
             gather.iter().map(|&a| fetch(operands, a)).collect()
         }
-        HeOp::Pbs { chain } => operands[0].iter().map(|&x| chain.apply(x)).collect(),
+        HeOp::Pbs { function } => operands[0].iter().map(|&x| function.apply(x)).collect(),
         HeOp::LutProduct { chain, argument, accumulator, slots } => {
             let (x, y) = (&operands[0], &operands[1]);
             argument

@@ -17,5 +17,5 @@ pub mod print;
 pub mod verify;
 
 pub use graph::{Facts, Graph, Node, NodeId, Op, Stage};
-pub use he::{Address, HeLinear, HeOp};
+pub use he::{Address, HeLinear, HeOp, LookUp};
 pub use thex_circuit::clear::{ClearOp, Reduction, Tensor, UnaryChain, UnaryFn};

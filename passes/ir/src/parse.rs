@@ -12,7 +12,7 @@ use thex_circuit::instruction::MAX_EXTENSION;
 use thiserror::Error;
 
 use crate::graph::{Facts, Graph, Node, NodeId, Op, Stage};
-use crate::he::{Address, Domain, HeLinear, HeOp, Purpose};
+use crate::he::{Address, Domain, HeLinear, HeOp, LookUp, Purpose};
 use crate::print::{ConstantPool, ContentHash, Pooled, VERSION, is_plain_char, reduction};
 
 /// Where and why a text is not a graph.
@@ -198,7 +198,11 @@ fn he_op(mnemonic: &str, a: &mut Attributes<'_, '_>) -> Result<Option<HeOp>> {
             let extension = if a.values.contains_key("extension") { a.get("extension", Cursor::extension)? } else { 0 };
             HeOp::Keyswitch { gather, domain: Domain { positions, extension } }
         }
-        "pbs" => HeOp::Pbs { chain: a.chain()? },
+        "pbs" => {
+            let chain = a.chain()?;
+            let slope = if a.values.contains_key("slope") { a.get("slope", Cursor::real)? } else { 0.0 };
+            HeOp::Pbs { function: LookUp { chain, slope } }
+        }
         "pack" => HeOp::Pack { gather: a.addresses("gather")?, slots: a.size("slots")? },
         "lut-product" => HeOp::LutProduct {
             chain: a.chain()?,

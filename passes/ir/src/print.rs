@@ -313,7 +313,13 @@ impl Printer<'_> {
                 }
                 attributes
             }
-            HeOp::Pbs { chain } => vec![("chain", quoted(&chain.label()))],
+            HeOp::Pbs { function } => {
+                let mut attributes = vec![("chain", quoted(&function.chain.label()))];
+                if function.slope.to_bits() != 0 {
+                    attributes.push(("slope", format!("{:?}", function.slope)));
+                }
+                attributes
+            }
             HeOp::Pack { gather, slots } => vec![("gather", self.addresses(gather)), ("slots", slots.to_string())],
             HeOp::LutProduct { chain, argument, accumulator, slots } => vec![
                 ("chain", quoted(&chain.label())),

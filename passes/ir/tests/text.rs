@@ -6,13 +6,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{calibrated, named, placed, transformer};
+use common::{SIZE, calibrated, named, placed, transformer};
 use ndarray::ArrayD;
 use proptest::prelude::*;
+use thex_ir::he::Purpose;
 use thex_ir::parse::parse;
 use thex_ir::print::{ConstantPool, print, print_with_pool, structurally_eq};
 use thex_ir::verify::{VerifyOptions, verify};
-use thex_ir::{ClearOp, Graph, Stage};
+use thex_ir::{ClearOp, Graph, HeOp, LookUp, Op, Stage, UnaryChain, UnaryFn, interpret};
 
 fn round_trip(graph: &Graph) -> Graph {
     let (text, pool) = print_with_pool(graph);
@@ -45,6 +46,38 @@ fn fixtures_round_trip() {
     assert_round_trips(&placed());
     assert_round_trips(&calibrated());
     assert_round_trips(&Graph::new());
+    assert_round_trips(&over_the_full_torus());
+}
+
+/// A look-up of ReLU less half its argument, with all positions of the torus.
+fn over_the_full_torus() -> Graph {
+    let mut graph = placed();
+    let pbs = named(&graph, "pbs");
+    if let Op::He(HeOp::Pbs { function }) = &mut graph.node_mut(pbs).op {
+        *function = LookUp { chain: UnaryChain::from(UnaryFn::Relu), slope: 0.5 };
+    }
+    for name in ["argument", "keyswitch"] {
+        let node = named(&graph, name);
+        match &mut graph.node_mut(node).op {
+            Op::He(HeOp::Keyswitch { domain, .. } | HeOp::Linear { purpose: Purpose::Argument { domain }, .. }) => {
+                domain.positions *= 2;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    graph
+}
+
+#[test]
+fn a_look_up_over_the_full_torus_says_its_slope() {
+    let graph = over_the_full_torus();
+    assert!(print(&graph).contains("{chain: \"relu\", slope: 0.5}"), "{}", print(&graph));
+    let inputs = [Arc::new(ArrayD::from_shape_vec(vec![1, 4], vec![-2.0, -0.5, 1.0, 3.0]).unwrap())];
+    let values = interpret::run_all(&graph, &inputs).unwrap();
+    let looked_up: Vec<f64> = values[&named(&graph, "pbs")].iter().copied().collect();
+    let wanted: Vec<f64> = values[&named(&graph, "argument")].iter().map(|x| x.abs() / 2.0).collect();
+    assert!(looked_up.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{looked_up:?} {wanted:?}");
+    assert!(verify(&graph, &VerifyOptions { polynomial_size: Some(SIZE), ..VerifyOptions::default() }).is_ok());
 }
 
 #[test]

@@ -147,6 +147,41 @@ pub fn combine(sums: Vec<Sum>) -> Vec<Elem> {
     result
 }
 
+/// a·x plus a ciphertext for each element x. Rows of one block stay rows of one block.
+#[must_use]
+pub fn with_lines(slope: f64, elements: &[(&Elem, Atom)]) -> Vec<Elem> {
+    let mut result = vec![Elem::Undemanded; elements.len()];
+    let mut blocks: Vec<(&Arc<Block>, Vec<usize>)> = Vec::new();
+    for (i, (elem, atom)) in elements.iter().enumerate() {
+        match elem {
+            Elem::Row(block, _) => match blocks.iter_mut().find(|(known, _)| Arc::ptr_eq(known, block)) {
+                Some((_, members)) => members.push(i),
+                None => blocks.push((block, vec![i])),
+            },
+            other => {
+                let sum = (0.0, vec![(slope, (*other).clone()), (1.0, Elem::Atom(*atom))]);
+                result[i] = combine(vec![sum]).remove(0);
+            }
+        }
+    }
+    for (block, members) in blocks {
+        let own = block.atoms.len();
+        let mut matrix = Array2::zeros((members.len(), own + members.len()));
+        let (mut atoms, mut shift) = (block.atoms.clone(), Vec::with_capacity(members.len()));
+        for (r, &i) in members.iter().enumerate() {
+            let Elem::Row(_, row) = elements[i].0 else { continue };
+            let row = *row as usize;
+            matrix.row_mut(r).iter_mut().zip(block.matrix.row(row)).for_each(|(new, old)| *new = slope * old);
+            matrix[(r, own + r)] = 1.0;
+            atoms.push(elements[i].1);
+            shift.push(slope * block.shift[row]);
+        }
+        let block = Arc::new(Block { atoms, matrix: Arc::new(matrix), shift });
+        members.iter().enumerate().for_each(|(r, &i)| result[i] = Elem::Row(block.clone(), r as u32));
+    }
+    result
+}
+
 fn build_block(sums: &[Sum], members: &[usize], result: &mut [Elem]) {
     let mut columns = Columns::default();
     for &i in members {

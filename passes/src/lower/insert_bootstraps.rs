@@ -5,8 +5,8 @@
 //! linear map, keyswitches them and looks them up. A product of two encrypted tensors packs one operand and rotates
 //! by the other. Everything else is affine and costs nothing here.
 //!
-//! It lowers twice: once to learn what errors of each product's operands do to the outputs, then with the plans
-//! that spend the precision budget on the fewest bootstraps.
+//! It lowers twice: once to learn what errors of each product's operands and of each argument do to the outputs, then with the lines that
+//! look-ups are relieved of (see [`variate`](super::variate)) and the plans that spend the precision budget on the fewest bootstraps.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,13 +15,14 @@ use ndarray::Array2;
 use thex_circuit::Parameters;
 use thex_ir::graph::Ranges;
 use thex_ir::he::{Domain, Purpose};
-use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, Stage, UnaryChain};
+use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, LookUp, Node, NodeId, Op, Stage, UnaryChain};
 
-use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of};
+use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of, with_lines};
 use super::budget::{Price, cheapest};
 use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
 use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
 use super::usable;
+use super::variate::{self, Variate, Variates};
 use crate::analysis::{Demand, broadcast_map, demand, element_map};
 use crate::error::{PassError, Problem, Result};
 use crate::options::PassOption;
@@ -34,11 +35,13 @@ pub struct InsertBootstraps {
     /// Products may err as much as was asked for, and in any case this much of what the noise of look-up arguments costs,
     /// which no plan changes: below that, bootstraps buy little.
     pub product_share: f64,
+    /// Whether look-ups are relieved of lines.
+    pub control_variates: bool,
 }
 
 impl Default for InsertBootstraps {
     fn default() -> Self {
-        Self { max_slots: 32, product_share: 0.5 }
+        Self { max_slots: 32, product_share: 0.5, control_variates: true }
     }
 }
 
@@ -64,17 +67,24 @@ impl Pass for InsertBootstraps {
                 0.0..=16.0,
                 "error that products may add in any case, as a part of what look-up noise adds",
             ),
+            PassOption::switch(
+                "control-variates",
+                &mut self.control_variates,
+                "compute the line in ReLU and its like linearly and look up the rest over the full torus, where that errs less",
+            ),
         ]
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
-        let first = lower(graph, &ProductPlans::new(), &cx.parameters)?;
-        let plans = if first.products.is_empty() {
-            ProductPlans::new()
-        } else {
+        let first = lower(graph, &Plans::default(), &cx.parameters)?;
+        let mut plans = Plans::default();
+        if !first.products.is_empty() || (self.control_variates && !first.look_ups.is_empty()) {
             let sensitivity = sensitivity::analyse(&first.graph, cx)?;
-            self.plan_products(graph, &first, &sensitivity, cx)
-        };
+            if self.control_variates {
+                plans.variates = variate::choose(graph, &first, &sensitivity, cx);
+            }
+            plans.products = self.plan_products(graph, &first, &sensitivity, cx);
+        }
         let lowered = lower(graph, &plans, &cx.parameters)?;
         count(&lowered.graph, cx);
         *graph = lowered.graph;
@@ -217,13 +227,24 @@ pub struct Lowered {
     pub graph: Graph,
     /// For each product of the calibrated graph, its site.
     pub products: BTreeMap<NodeId, ProductSite>,
+    /// For each function of one variable that is looked up, its `pbs`.
+    pub look_ups: BTreeMap<NodeId, NodeId>,
 }
 
-/// Lowers a calibrated graph with the given product plans (the default plan where there is none).
+/// What the lowering was told, by node of the calibrated graph.
+#[derive(Clone, Debug, Default)]
+pub struct Plans {
+    /// How products are computed; the default plan where there is none.
+    pub products: ProductPlans,
+    /// How functions are looked up; whole where there is none.
+    pub variates: Variates,
+}
+
+/// Lowers a calibrated graph.
 ///
 /// # Errors
 /// [`PassError::Unsupported`] with every node that has no lowering.
-pub fn lower(graph: &Graph, plans: &ProductPlans, parameters: &Parameters) -> Result<Lowered> {
+pub fn lower(graph: &Graph, plans: &Plans, parameters: &Parameters) -> Result<Lowered> {
     let mut lowering = Lowering {
         source: graph,
         target: Graph::new(),
@@ -234,6 +255,7 @@ pub fn lower(graph: &Graph, plans: &ProductPlans, parameters: &Parameters) -> Re
         size: parameters.polynomial_size.0,
         cache: MatrixCache::default(),
         products: BTreeMap::new(),
+        look_ups: BTreeMap::new(),
         problems: Vec::new(),
     };
     for id in graph.topological() {
@@ -246,7 +268,7 @@ pub fn lower(graph: &Graph, plans: &ProductPlans, parameters: &Parameters) -> Re
     let mut target = lowering.target;
     target.stage = Stage::Lowered;
     target.remove_dead();
-    Ok(Lowered { graph: target, products: lowering.products })
+    Ok(Lowered { graph: target, products: lowering.products, look_ups: lowering.look_ups })
 }
 
 struct Lowering<'a> {
@@ -254,12 +276,13 @@ struct Lowering<'a> {
     target: Graph,
     demand: Demand,
     elems: BTreeMap<NodeId, Vec<Elem>>,
-    /// Keyswitched arguments by (tensor, positions, which elements).
-    arguments: BTreeMap<(NodeId, usize, Vec<bool>), NodeId>,
-    plans: &'a ProductPlans,
+    /// Keyswitched arguments by (tensor, positions, bits of the reach, which elements).
+    arguments: BTreeMap<(NodeId, usize, u64, Vec<bool>), NodeId>,
+    plans: &'a Plans,
     size: usize,
     cache: MatrixCache,
     products: BTreeMap<NodeId, ProductSite>,
+    look_ups: BTreeMap<NodeId, NodeId>,
     problems: Vec<Problem>,
 }
 
@@ -461,26 +484,40 @@ impl Lowering<'_> {
         if !wanted.iter().any(|w| *w) {
             return result;
         }
-        let keyswitch = self.argument(operand, self.size, &wanted);
-        let ranges: Vec<(f64, f64)> = (0..wanted.len()).filter(|&i| wanted[i]).map(|i| self.range(id, i)).collect();
-        let pbs = self.add(id, "pbs", HeOp::Pbs { chain: chain.clone() }, &ranges, &[keyswitch]);
-        let looked_up = result.iter_mut().zip(&wanted).filter(|(_, w)| **w);
-        for (index, (slot, _)) in looked_up.enumerate() {
-            *slot = Elem::Atom(Atom { node: pbs, index: index as u32 });
+        let found: Vec<usize> = (0..wanted.len()).filter(|&i| wanted[i]).collect();
+        let variate = self.plans.variates.get(&id).copied();
+        let positions = if variate.is_some() { 2 * self.size } else { self.size };
+        let keyswitch = self.argument(operand, positions, variate.as_ref(), &wanted);
+        let function = LookUp { chain: chain.clone(), slope: variate.map_or(0.0, |v| v.slope) };
+        let range = |&i: &usize| match &variate {
+            Some(v) => variate::extremes(&function, v.reached(self.range(operand, i))),
+            None => self.range(id, i),
+        };
+        let ranges: Vec<(f64, f64)> = found.iter().map(range).collect();
+        let pbs = self.add(id, "pbs", HeOp::Pbs { function }, &ranges, &[keyswitch]);
+        self.look_ups.insert(id, pbs);
+        let atoms = (0..found.len() as u32).map(|index| Atom { node: pbs, index });
+        match variate {
+            Some(v) => {
+                let looked_up: Vec<(&Elem, Atom)> = found.iter().map(|&i| &elems[i]).zip(atoms).collect();
+                found.iter().zip(with_lines(v.slope, &looked_up)).for_each(|(&i, elem)| result[i] = elem);
+            }
+            None => found.iter().zip(atoms).for_each(|(&i, atom)| result[i] = Elem::Atom(atom)),
         }
         result
     }
 
     /// The keyswitch of the wanted elements of a tensor, to be looked up with `positions` positions.
-    fn argument(&mut self, id: NodeId, positions: usize, wanted: &[bool]) -> NodeId {
-        let key = (id, positions, wanted.to_vec());
+    fn argument(&mut self, id: NodeId, positions: usize, variate: Option<&Variate>, wanted: &[bool]) -> NodeId {
+        let key = (id, positions, variate.map_or(0, |v| v.reach.to_bits()), wanted.to_vec());
         if let Some(&known) = self.arguments.get(&key) {
             return known;
         }
         let elements: Vec<usize> = (0..wanted.len()).filter(|&i| wanted[i]).collect();
         let domain = Domain::new(positions);
-        let atoms = self.materialise(id, &elements, Purpose::Argument { domain });
-        let ranges: Vec<(f64, f64)> = elements.iter().map(|&i| self.range(id, i)).collect();
+        let ranges: Vec<(f64, f64)> =
+            elements.iter().map(|&i| variate.map_or(self.range(id, i), |v| v.reached(self.range(id, i)))).collect();
+        let atoms = self.materialise(id, &elements, &ranges, Purpose::Argument { domain });
         let (operands, gather) = addresses(&atoms.into_iter().map(Some).collect::<Vec<_>>());
         let op = HeOp::Keyswitch { gather: Arc::new(gather), domain };
         let keyswitch = self.add(id, "keyswitch", op, &ranges, &operands);
@@ -488,8 +525,9 @@ impl Lowering<'_> {
         keyswitch
     }
 
-    /// Computes elements of a tensor as ciphertexts with an encoding made for `purpose`.
-    fn materialise(&mut self, id: NodeId, elements: &[usize], purpose: Purpose) -> Vec<Atom> {
+    /// Computes elements of a tensor, in these ranges, as ciphertexts with an encoding made for `purpose`.
+    fn materialise(&mut self, id: NodeId, elements: &[usize], ranges: &[(f64, f64)], purpose: Purpose) -> Vec<Atom> {
+        let range_of: BTreeMap<usize, (f64, f64)> = elements.iter().copied().zip(ranges.iter().copied()).collect();
         let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
         let mut group_of: BTreeMap<usize, usize> = BTreeMap::new();
         for &i in elements {
@@ -507,7 +545,7 @@ impl Lowering<'_> {
         }
         let mut buckets: BTreeMap<(usize, usize), Bucket> = BTreeMap::new();
         for (_, members) in &groups {
-            self.bucket_group(id, members, &mut buckets);
+            self.bucket_group(id, members, &range_of, &mut buckets);
         }
         let mut atom_of: BTreeMap<usize, Atom> = BTreeMap::new();
         for ((outputs, operands), bucket) in buckets {
@@ -519,7 +557,13 @@ impl Lowering<'_> {
         elements.iter().map(|i| atom_of[i]).collect()
     }
 
-    fn bucket_group(&self, id: NodeId, members: &[usize], buckets: &mut BTreeMap<(usize, usize), Bucket>) {
+    fn bucket_group(
+        &self,
+        id: NodeId,
+        members: &[usize],
+        range_of: &BTreeMap<usize, (f64, f64)>,
+        buckets: &mut BTreeMap<(usize, usize), Bucket>,
+    ) {
         let elems = &self.elems[&id];
         let (atoms, matrix, shift): (Vec<Atom>, Vec<f64>, Vec<f64>) = match &elems[members[0]] {
             Elem::Row(block, _) => {
@@ -537,7 +581,7 @@ impl Lowering<'_> {
             Elem::Undemanded => (vec![], vec![], vec![0.0]),
         };
         let bucket = buckets.entry((members.len(), atoms.len())).or_default();
-        let ranges: Vec<(f64, f64)> = members.iter().map(|&i| self.range(id, i)).collect();
+        let ranges: Vec<(f64, f64)> = members.iter().map(|i| range_of[i]).collect();
         let mut signature = matrix.clone();
         signature.extend(ranges.iter().flat_map(|(lo, hi)| [*lo, *hi]));
         signature.extend(atoms.iter().map(|a| magnitude(self.atom_range(*a))));
@@ -632,7 +676,7 @@ impl Lowering<'_> {
         self.public_products(&shape, operands, &flags, &mut sums);
         let private = |o: NodeId| self.elems.get(&o).map(|e| e.iter().map(Elem::is_private).collect::<Vec<_>>());
         let (Some(left), Some(right)) = (private(operands[0]), private(operands[1])) else { return combine(sums) };
-        let plan = self.plans.get(&id).copied().unwrap_or_default();
+        let plan = self.plans.products.get(&id).copied().unwrap_or_default();
         let schedule = Schedule::new(&shape, plan, &left, &right, &flags);
         if schedule.rotations.is_empty() {
             return combine(sums);
@@ -679,7 +723,7 @@ impl Lowering<'_> {
     ) -> (NodeId, NodeId) {
         let mut wanted = vec![false; self.elems[&x].len()];
         schedule.rotations.iter().for_each(|r| wanted[r.x] = true);
-        let keyswitch = self.argument(x, self.size / slots, &wanted);
+        let keyswitch = self.argument(x, self.size / slots, None, &wanted);
         let number: Vec<usize> = wanted
             .iter()
             .scan(0, |n, w| {
@@ -735,7 +779,8 @@ impl Lowering<'_> {
         elements.dedup();
         let rows: Vec<usize> =
             elements.iter().copied().filter(|&e| matches!(self.elems[&y][e], Elem::Row(..))).collect();
-        let made = self.materialise(y, &rows, Purpose::Packed);
+        let row_ranges: Vec<(f64, f64)> = rows.iter().map(|&i| self.range(y, i)).collect();
+        let made = self.materialise(y, &rows, &row_ranges, Purpose::Packed);
         let made: BTreeMap<usize, Atom> = rows.into_iter().zip(made).collect();
         let atom = |e: usize| match &self.elems[&y][e] {
             Elem::Atom(atom) => Some(*atom),
@@ -757,8 +802,8 @@ impl Lowering<'_> {
     fn outputs(&mut self) {
         for (name, id) in &self.source.outputs {
             let elements: Vec<usize> = (0..self.demand[id].len()).collect();
-            let atoms = self.materialise(*id, &elements, Purpose::Output);
             let ranges: Vec<(f64, f64)> = elements.iter().map(|&i| self.range(*id, i)).collect();
+            let atoms = self.materialise(*id, &elements, &ranges, Purpose::Output);
             let (operands, gather) = addresses(&atoms.into_iter().map(Some).collect::<Vec<_>>());
             let output = self.add(*id, "decrypt", HeOp::Decrypt { gather: Arc::new(gather) }, &ranges, &operands);
             self.target.outputs.push((name.clone(), output));

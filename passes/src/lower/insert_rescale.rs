@@ -34,7 +34,7 @@ use super::insert_bootstraps::magnitude;
 use super::nearest_plane::{Observed, round_sets};
 use super::sensitivity::{LEAST_PRECISION, Rounding, Sensitivity, analyse, rounding};
 use super::solver::{Term, minimise};
-use super::{OUTPUT_FILL, guard, relative_noise, usable};
+use super::{OUTPUT_FILL, guard, relative_noise, usable, variate};
 use crate::error::{PassError, Problem, Result};
 use crate::options::PassOption;
 use crate::pass::{ErrorSource, Pass, PassCx};
@@ -114,6 +114,7 @@ impl Pass for InsertRescale {
                 ))
             });
         }
+        centre_full(graph, cx.parameters.polynomial_size.0);
         let observed = if self.nearest_plane { Some(Observed::new(graph, cx)?) } else { None };
         round_weights(graph, sensitivity, observed.as_ref())?;
         noise_bits(graph, cx);
@@ -607,6 +608,24 @@ fn snap_source(graph: &mut Graph, source: NodeId, out: f64, row: &[f64], gather:
     graph.node_mut(source).facts.encodings = Some(encodings);
 }
 
+/// What is looked up over the full torus changes its sign from one half to the other around a constant: that is the offset of its encoding.
+fn centre_full(graph: &mut Graph, size: usize) {
+    for id in graph.topological() {
+        let Op::He(HeOp::Pbs { function }) = &graph.node(id).op else { continue };
+        let keyswitch = graph.operands(id)[0];
+        let Op::He(HeOp::Keyswitch { gather, domain }) = &graph.node(keyswitch).op else { continue };
+        let Some(mut encodings) = graph.node(id).facts.encodings.clone().filter(|_| domain.is_full(size)) else {
+            continue;
+        };
+        let sources = graph.operands(keyswitch);
+        for (encoding, address) in Arc::make_mut(&mut encodings).iter_mut().zip(gather.iter()) {
+            let half = 0.5 * scale_of(graph, sources[address.port as usize], address.index as usize);
+            encoding.offset = variate::centre(function, half);
+        }
+        graph.node_mut(id).facts.encodings = Some(encodings);
+    }
+}
+
 fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity, observed: Option<&Observed>) -> Result<()> {
     let mut problems = Vec::new();
     for id in graph.topological() {
@@ -631,7 +650,8 @@ fn round_weights(graph: &mut Graph, sensitivity: &Sensitivity, observed: Option<
     if problems.is_empty() { Ok(()) } else { Err(PassError::Infeasible(problems)) }
 }
 
-/// What rounding the weights takes from the mean of each output element.
+/// What rounding the weights takes from the mean of each output element, and what the offsets of operands add to it: phases stand for
+/// values less their offset.
 fn bias_correction(graph: &Graph, id: NodeId, map: &HeLinear, integers: &[f64], sensitivity: &Sensitivity) -> Vec<f64> {
     let operands = graph.operands(id);
     let scale = |node: NodeId, i: usize| graph.node(node).facts.encodings.as_ref().map_or(1.0, |e| e[i].scale);
@@ -648,7 +668,8 @@ fn bias_correction(graph: &Graph, id: NodeId, map: &HeLinear, integers: &[f64], 
                 let (source, i) = (operands[address.port as usize], address.index as usize);
                 let mean = sensitivity.mean.get(&source).map_or(0.0, |v| v[i]);
                 let effective = integers[at + c] * out / scale(source, i);
-                correction[g * m + r] += (map.weights[at + c] - effective) * mean;
+                let offset = graph.node(source).facts.encodings.as_ref().map_or(0.0, |e| e[i].offset);
+                correction[g * m + r] += (map.weights[at + c] - effective) * mean + effective * offset;
             }
         }
     }

@@ -5,6 +5,7 @@
 //! * [`InsertBootstraps`]: look-ups, products, packs and keyswitches made explicit;
 //! * [`SelectParameters`]: the cheapest cryptographic parameters that the error budget allows;
 //! * [`WidenForNoise`]: room in ranges for the errors that reach them;
+//! * [`variate`]: lines that look-ups need not carry;
 //! * [`sensitivity`]: what an error anywhere does to the outputs;
 //! * [`InsertRescale`]: the encoding of every ciphertext.
 
@@ -17,6 +18,7 @@ pub mod products;
 mod select_parameters;
 pub mod sensitivity;
 mod solver;
+pub mod variate;
 mod widen_for_noise;
 
 pub use insert_bootstraps::{InsertBootstraps, Lowered, lower};

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use thex_ir::interpret::{self, Values};
-use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Tensor, UnaryChain};
+use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Tensor};
 
 use super::usable;
 use crate::error::Result;
@@ -52,6 +52,8 @@ pub struct Sensitivity {
     pub square: BTreeMap<NodeId, Vec<f64>>,
     /// For each homomorphic node and element: E value.
     pub mean: BTreeMap<NodeId, Vec<f64>>,
+    /// For each `pbs` and element: E g²·f′ and E g²·f′², g² the squared gradient and f′ the derivative of what is looked up.
+    pub rates: BTreeMap<NodeId, Vec<[f64; 2]>>,
     /// What [`floored`](Self::floored) has added to the gradients.
     pub floor: BTreeMap<NodeId, Vec<f64>>,
     /// Standard deviation of the outputs over the samples, root mean square over output elements.
@@ -100,6 +102,7 @@ struct Totals {
     gradient: Vec<Vec<f64>>,
     square: Vec<Vec<f64>>,
     mean: Vec<Vec<f64>>,
+    rates: Vec<Vec<[f64; 2]>>,
     outputs: Vec<(f64, f64)>,
 }
 
@@ -107,7 +110,10 @@ impl Totals {
     fn new(graph: &Graph, nodes: &[NodeId]) -> Self {
         let zeros: Vec<Vec<f64>> = nodes.iter().map(|&id| vec![0.0; graph.node(id).shape.iter().product()]).collect();
         let outputs = graph.outputs.iter().map(|(_, id)| graph.node(*id).shape.iter().product::<usize>()).sum();
-        Self { gradient: zeros.clone(), square: zeros.clone(), mean: zeros, outputs: vec![(0.0, 0.0); outputs] }
+        let look_up = |id: &NodeId| matches!(&graph.node(*id).op, Op::He(HeOp::Pbs { .. }));
+        let rates =
+            nodes.iter().zip(&zeros).map(|(id, z)| vec![[0.0; 2]; if look_up(id) { z.len() } else { 0 }]).collect();
+        Self { gradient: zeros.clone(), square: zeros.clone(), mean: zeros, rates, outputs: vec![(0.0, 0.0); outputs] }
     }
 
     fn merge(mut self, other: &Self) -> Self {
@@ -117,6 +123,9 @@ impl Totals {
             for (a, b) in mine.iter_mut().flatten().zip(theirs.iter().flatten()) {
                 *a += b;
             }
+        }
+        for (a, b) in self.rates.iter_mut().flatten().zip(other.rates.iter().flatten()) {
+            *a = [a[0] + b[0], a[1] + b[1]];
         }
         for (a, b) in self.outputs.iter_mut().zip(&other.outputs) {
             *a = (a.0 + b.0, a.1 + b.1);
@@ -152,6 +161,13 @@ pub fn analyse(graph: &Graph, cx: &PassCx) -> Result<Sensitivity> {
         gradient: order.iter().copied().zip(sums.gradient.into_iter().map(average)).collect(),
         square: order.iter().copied().zip(sums.square.into_iter().map(average)).collect(),
         mean: order.iter().copied().zip(sums.mean.into_iter().map(average)).collect(),
+        rates: order
+            .iter()
+            .copied()
+            .zip(sums.rates)
+            .filter(|(_, rates)| !rates.is_empty())
+            .map(|(id, rates)| (id, rates.into_iter().map(|r| r.map(|x| x / n)).collect()))
+            .collect(),
         floor: BTreeMap::new(),
         output_spread: (variance / outputs.max(1) as f64).max(1e-12).sqrt(),
         outputs,
@@ -192,13 +208,13 @@ fn derivative_steps(graph: &Graph, cx: &PassCx) -> Steps {
     steps
 }
 
-/// Derivative of a look-up that saturates outside [lo, hi], over ±step.
-fn slope(chain: &UnaryChain, x: f64, (step, lo, hi): (f64, f64, f64)) -> f64 {
+/// Derivative of a look-up of f that saturates outside [lo, hi], over ±step.
+fn slope(f: impl Fn(f64) -> f64, x: f64, (step, lo, hi): (f64, f64, f64)) -> f64 {
     let (a, b) = ((x - step).clamp(lo, hi), (x + step).clamp(lo, hi));
     if step <= 0.0 {
         return 0.0;
     }
-    (chain.apply(b) - chain.apply(a)) / (2.0 * step)
+    (f(b) - f(a)) / (2.0 * step)
 }
 
 /// splitmix64: signs for the outputs.
@@ -249,8 +265,20 @@ fn totals(graph: &Graph, order: &[NodeId], values: &Values, steps: &Steps, seed:
         totals.gradient[position] = gradient.iter().map(|g| g * g).collect();
         totals.mean[position] = value.iter().copied().collect();
         totals.square[position] = value.iter().map(|v| v * v).collect();
+        totals.rates[position] = rates(graph, order[position], gradient, values, steps);
     });
     totals
+}
+
+/// g²·f′ and g²·f′² of each element of a `pbs` in one sample.
+fn rates(graph: &Graph, id: NodeId, gradient: &[f64], values: &Values, steps: &Steps) -> Vec<[f64; 2]> {
+    let Op::He(HeOp::Pbs { function }) = &graph.node(id).op else { return Vec::new() };
+    let keyswitch = graph.operands(id)[0];
+    let of = |((x, g), step): ((&f64, &f64), &(f64, f64, f64))| {
+        let rate = slope(|x| function.apply(x), *x, *step);
+        [g * g * rate, g * g * rate * rate]
+    };
+    values[&keyswitch].iter().zip(gradient).zip(&steps[&keyswitch]).map(of).collect()
 }
 
 /// Variance at the outputs of rounding with variance 1 in integer units, at amplitude 1 of every encoding.
@@ -487,11 +515,11 @@ fn propagate(
         HeOp::Keyswitch { gather, .. } | HeOp::Pack { gather, .. } | HeOp::Decrypt { gather } => {
             scatter(gather, gradient, operands, gradients);
         }
-        HeOp::Pbs { chain } => {
+        HeOp::Pbs { function } => {
             let (x, steps) = (&values[&operands[0]], &steps[&operands[0]]);
             if let Some(target) = gradients.get_mut(&operands[0]) {
                 for (i, (x, g)) in x.iter().zip(gradient).enumerate() {
-                    target[i] += g * slope(chain, *x, steps[i]);
+                    target[i] += g * slope(|x| function.apply(x), *x, steps[i]);
                 }
             }
         }
@@ -502,7 +530,7 @@ fn propagate(
             let (mut dx, mut dy) = (vec![0.0; x.len()], vec![0.0; y.len()]);
             for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
                 let (a, p) = (a as usize, p as usize);
-                let (factor, rate) = (chain.apply(x[a]), slope(chain, x[a], steps[a]));
+                let (factor, rate) = (chain.apply(x[a]), slope(|x| chain.apply(x), x[a], steps[a]));
                 for s in 0..*slots {
                     let g = gradient[r * slots + s];
                     dx[a] += g * rate * y[p * slots + s];

@@ -160,7 +160,13 @@ fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -
     };
     let keyswitches = of(&grid.keyswitches, |p, d| p.keyswitch = d, |x| x.argument);
     let bootstraps = of(&grid.bootstraps, |p, d| p.bootstrap = d, |x| x.bootstrap);
-    let packings = of(&grid.packings, |p, d| p.packing = d, |x| x.packing);
+    let packings = if work.packs > 0.0 {
+        of(&grid.packings, |p, d| p.packing = d, |x| x.packing)
+    } else {
+        // None is better than another, so the smallest key.
+        let fewest = grid.packings.iter().min_by_key(|(_, levels)| *levels);
+        fewest.map(|d| Parameters { packing: decomposition(d), ..base }).into_iter().collect()
+    };
     let mut sets = Vec::new();
     for x in &keyswitches {
         for y in &bootstraps {

@@ -27,11 +27,11 @@ use crate::error::{CircuitError, Result};
 use crate::instruction::{ABSENT, Block, Circuit, Instruction, MAX_EXTENSION};
 use crate::interface::MAX_TOKENIZER_BYTES;
 
-/// The newest version of circuits: 2 is version 1 with rotations of an extension. What is written has the oldest version that can say
+/// The newest version of circuits: 2 is version 1 with rotations of an extension and domains of the full torus. What is written has the oldest version that can say
 /// it; readers refuse what is newer.
 pub const FORMAT_VERSION: u32 = 2;
 
-/// The version of circuits without extensions, and of bundles.
+/// The version of circuits without either, and of bundles.
 const BASE_VERSION: u32 = 1;
 
 /// No file larger than this is read into memory.
@@ -349,7 +349,8 @@ impl Circuit {
                 }
             }
         }
-        let version = if self.largest_extension() == 0 { BASE_VERSION } else { FORMAT_VERSION };
+        let is_base = self.largest_extension() == 0 && !self.uses_full_torus();
+        let version = if is_base { BASE_VERSION } else { FORMAT_VERSION };
         serialize(("circuit", version), self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
     }
 
@@ -424,7 +425,7 @@ impl Circuit {
                         && x.extension <= MAX_EXTENSION
                         && below(&x.gather, lwe, false)
                         && x.gather.len() == x.dst.len as usize
-                        && x.domain as usize <= size
+                        && (x.domain as usize <= size || x.domain as usize == 2 * size)
                         && extend(&mut small, &x.dst).is_some()
                 }
                 Instruction::Pbs(x) => {

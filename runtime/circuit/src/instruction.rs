@@ -92,7 +92,7 @@ pub struct Linear {
 pub struct Keyswitch {
     /// Output block in small memory.
     pub dst: Block,
-    /// Positions of the argument's domain: a phase in [0, domain/2N) is legal, others are counted as overflow.
+    /// Positions of the argument's domain: a phase in [0, domain/2N) is legal, others are counted as overflow. With 2N it is the full torus.
     pub domain: u32,
     /// ν of the rotations by its results.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -335,6 +335,13 @@ impl Circuit {
     #[must_use]
     pub fn largest_extension(&self) -> u32 {
         self.instructions.iter().map(Instruction::extension).max().unwrap_or(0)
+    }
+
+    /// Whether the domain of any look-up is the full torus.
+    #[must_use]
+    pub fn uses_full_torus(&self) -> bool {
+        let size = self.parameters.polynomial_size.0;
+        self.instructions.iter().any(|i| matches!(i, Instruction::Keyswitch(x) if x.domain as usize > size))
     }
 
     /// Packed LWEs of a run.

@@ -191,11 +191,17 @@ fn a_circuit_says_the_oldest_version_that_reads_it() {
         table_of: vec![0],
         tables: (0..4 * 2048).collect(),
     };
-    let mut extended = plain;
+    let mut extended = plain.clone();
     extended.instructions.extend([Instruction::Keyswitch(keyswitch), Instruction::Pbs(pbs)]);
     extended.provenance.resize(3, Provenance::default());
     assert_eq!((extended.rotation_work(), extended.pbs_count(), extended.largest_extension()), (4, 1, 2));
     assert_eq!(version_of(&extended), (b'2', extended.clone()));
+    let mut full = plain;
+    let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 4096, extension: 0, gather: vec![2] };
+    full.instructions.push(Instruction::Keyswitch(keyswitch));
+    full.provenance.resize(2, Provenance::default());
+    assert!(full.uses_full_torus());
+    assert_eq!(version_of(&full), (b'2', full.clone()));
     // A rotation has the extension of the keyswitch that it reads.
     let first =
         extended.instructions.iter_mut().find_map(|x| if let Instruction::Keyswitch(x) = x { Some(x) } else { None });

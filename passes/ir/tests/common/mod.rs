@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::Encoding;
 use thex_ir::graph::Ranges;
-use thex_ir::he::{Domain, Purpose};
+use thex_ir::he::{Domain, LookUp, Purpose};
 use thex_ir::{
     Address, ClearOp, Facts, Graph, HeLinear, HeOp, Node, NodeId, Op, Reduction, Stage, Tensor, UnaryChain, UnaryFn,
 };
@@ -184,7 +184,14 @@ pub fn placed() -> Graph {
         &[x],
         None,
     );
-    let pbs = add_he(&mut g, "pbs", HeOp::Pbs { chain: UnaryChain::from(UnaryFn::Gelu) }, 4, &[x], Some(FREE));
+    let pbs = add_he(
+        &mut g,
+        "pbs",
+        HeOp::Pbs { function: LookUp::plain(UnaryChain::from(UnaryFn::Gelu)) },
+        4,
+        &[x],
+        Some(FREE),
+    );
     let y = linear(&mut g, "operand", Purpose::Packed, dense(2, 4, &mut random), pbs, FREE);
     let slots = vec![all(2)[0], all(2)[1], all(2)[1], Address::ABSENT];
     let pack = add_he(&mut g, "pack", HeOp::Pack { gather: Arc::new(slots), slots: 2 }, 4, &[y], None);
