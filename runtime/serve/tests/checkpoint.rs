@@ -11,7 +11,8 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{INPUTS, LAYERS, bundle, circuit};
-use thex_circuit::Circuit;
+use thex_circuit::instruction::{Block, Linear, Provenance};
+use thex_circuit::{Circuit, Instruction, Parameters};
 use thex_runtime::progress::{Progress, Resumed, Silent};
 use thex_runtime::{
     Checkpoint, CpuBackend, EncryptedInputs, Executor, Identity, Prediction, Run, RunOptions, RuntimeError, client,
