@@ -17,6 +17,7 @@ use crate::{print_json, print_out};
 ///
 ///   thex bench                      bare and batched PBS, products, keyswitch, packing, linear maps
 ///   thex bench OUT.circuit          and the share of each in this circuit, PBS count × time, memory
+///   thex bench OUT.circuit --bandwidth 10Gbit   and the circuit on 1 to 256 machines behind such a network
 ///   thex bench --scale              BERT-like models of 8 to 128 tokens, 128 to 768 wide: PBS, hours
 ///   thex bench --threads 1 --parameters n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3
 ///
@@ -67,7 +68,8 @@ fn kept_or_measured(args: &BenchArgs) -> Result<Kept> {
     if let Some(path) = &args.kernels_from {
         return read_kept(path);
     }
-    let BenchReport { parameters, kernels, .. } = BenchReport::measure(&args.kernels)?;
+    let report = BenchReport::measure(&bench::BenchArgs { bandwidth: None, ..args.kernels.clone() })?;
+    let BenchReport { parameters, kernels, .. } = report;
     Ok(Kept { parameters, kernels })
 }
 
@@ -81,5 +83,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if args.kernels.json {
         return print_json(&json!({ "kernels": kernels, "parameters": parameters, "scale": rows }));
     }
-    print_out(&format!("{parameters}\n{}", scale::text(&rows, args.slots, &kernels)))
+    let ranked = match args.kernels.network() {
+        Some(network) => scale::ranked_text(args.slots, &parameters.parse()?, &kernels, &network),
+        None => String::new(),
+    };
+    print_out(&format!("{parameters}\n{}{ranked}", scale::text(&rows, args.slots, &kernels)))
 }
