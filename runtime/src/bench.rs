@@ -192,13 +192,21 @@ impl BenchReport {
     /// # Errors
     /// The circuit or the parameters are not usable, or threads cannot be started.
     pub fn measure(args: &BenchArgs) -> Result<Self> {
+        Self::new(args, None)
+    }
+
+    /// From kernels that were measured before, if some are given: of about the same parameters, or times are wrong.
+    ///
+    /// # Errors
+    /// As [`measure`](Self::measure).
+    pub fn new(args: &BenchArgs, kept: Option<KernelTimes>) -> Result<Self> {
         let circuit = args.circuit.as_deref().map(Circuit::load).transpose()?;
         let given = circuit.as_ref().map(|(circuit, _)| circuit.parameters);
         let parameters = given.or(args.parameters).unwrap_or_else(Parameters::standard);
         if args.network().is_some() && circuit.is_none() {
             return Err(RuntimeError::Input("--bandwidth says how a circuit scales: give one".into()));
         }
-        let kernels = measure(parameters, args.threads)?;
+        let kernels = kept.map_or_else(|| measure(parameters, args.threads), Ok)?;
         let scaling = args.network().zip(circuit.as_ref());
         Ok(Self {
             scaling: scaling.map(|(network, (circuit, _))| Scaling::new(circuit, &kernels, network)),

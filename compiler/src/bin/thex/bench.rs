@@ -8,8 +8,8 @@ use thex::error::{CompileError, Result};
 use thex::scale;
 use thex_circuit::CircuitError;
 use thex_circuit::file::read_limited;
-use thex_runtime::KernelTimes;
 use thex_runtime::bench::{self, BenchReport};
+use thex_runtime::{KernelTimes, RuntimeError};
 
 use crate::{print_json, print_out};
 
@@ -35,8 +35,8 @@ pub(crate) struct BenchArgs {
     /// With --scale: products that share a rotation. The planner takes 4 to 9 for BERT-tiny, about 4 for MiniLM, where precision is short.
     #[arg(long, value_name = "M", requires = "scale", default_value_t = scale::SLOTS, value_parser = clap::value_parser!(u64).range(1..=64))]
     slots: u64,
-    /// With --scale: kernel times from a file that `thex bench --json` printed, here or elsewhere, in place of measuring.
-    #[arg(long, value_name = "BENCH.json", requires = "scale", conflicts_with_all = ["threads", "parameters"])]
+    /// With --scale or a circuit: kernel times from a file that `thex bench --json` printed, here or elsewhere, in place of measuring.
+    #[arg(long, value_name = "BENCH.json", conflicts_with_all = ["threads", "parameters"])]
     kernels_from: Option<PathBuf>,
 }
 
@@ -75,7 +75,11 @@ fn kept_or_measured(args: &BenchArgs) -> Result<Kept> {
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if !args.scale {
-        let report = BenchReport::measure(&args.kernels)?;
+        let kept = args.kernels_from.as_deref().map(read_kept).transpose()?;
+        if kept.is_some() && args.kernels.circuit.is_none() {
+            return Err(RuntimeError::Input("--kernels-from prices a circuit or --scale: give one".into()).into());
+        }
+        let report = BenchReport::new(&args.kernels, kept.map(|kept| kept.kernels))?;
         return if args.kernels.json { print_json(&report) } else { print_out(&report.text()) };
     }
     let Kept { parameters, kernels } = kept_or_measured(args)?;
