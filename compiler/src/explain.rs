@@ -300,6 +300,18 @@ What to do: build with `--features cuda` where NVIDIA's compiler is (the README 
 several GPUs with CUDA_VISIBLE_DEVICES; or leave `--backend cuda` away: the processor runs the same circuit with the same keys.",
     },
     Explanation {
+        code: "TX0111",
+        kind: Kind::Unsupported,
+        title: "the ranks of a run cannot start",
+        text: "\
+`mpirun` started several processes to share a run, and one of them could not read what it needs, the MPI library could not be used, the
+program was built without the feature `mpi`, or `--backend cuda` was asked for, which ranks do not share.
+
+What to do: mend what is named of the rank that is named: each rank reads circuit, server key and input for itself, under the same names on
+every machine; build with `--features mpi` (docs/MPI.md says how). To run circuits apart under `mpirun`, one in each process, start them
+with `env -u OMPI_COMM_WORLD_RANK -u OMPI_COMM_WORLD_SIZE -u PMIX_RANK -u PMI_RANK thex run …`.",
+    },
+    Explanation {
         code: "TX0201",
         kind: Kind::Infeasible,
         title: "no encoding satisfies the constraints",

@@ -27,8 +27,11 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use thex_circuit::Parameters;
 use thex_passes::Profile;
 use thex_runtime::KernelTimes;
+use thex_runtime::ranks::Kind;
+use thex_runtime::ranks::volume::{self, Network, ScalingRow, Step};
 
 /// Rotations that the circuit bootstrap of one element would cost: between the 2 and 3.5 of designs with two or three levels.
 pub const CIRCUIT_BOOTSTRAP: f64 = 3.0;
@@ -221,6 +224,56 @@ impl Size {
         }
         counts
     }
+}
+
+/// Batches of one layer of a compiled exact circuit, by kind: how often ranks have to wait for each other.
+const BATCHES: [(Kind, u64); 4] = [(Kind::Pbs, 9), (Kind::LutProduct, 5), (Kind::Keyswitch, 12), (Kind::Pack, 5)];
+
+impl Size {
+    /// The batches that ranks would share and their bytes, of an exact circuit under these parameters.
+    #[must_use]
+    pub fn steps(&self, p: &Parameters) -> Vec<Step> {
+        let (big, m) = (p.big_lwe_size() as u64, self.slots);
+        let of_layer = |layer: u64| {
+            let counts = self.layer(layer, Profile::Exact);
+            let step = move |(kind, batches): (Kind, u64)| {
+                let (count, words) = match kind {
+                    Kind::Pbs => (counts.look_ups, counts.look_ups * big),
+                    Kind::LutProduct => (counts.products, counts.products * (big - 1 + m)),
+                    Kind::Keyswitch => (counts.keyswitches, counts.keyswitches * (p.lwe_dimension.0 as u64 + 1)),
+                    Kind::Pack => (counts.packs, counts.packs.div_ceil(m) * p.glwe_words() as u64),
+                };
+                let batch = Step { kind, extension: 0, count: count.div_ceil(batches), bytes: words * 8 / batches };
+                std::iter::repeat_n(batch, batches as usize)
+            };
+            BATCHES.into_iter().flat_map(step)
+        };
+        (0..self.layers).flat_map(of_layer).collect()
+    }
+
+    /// On 1 to 256 machines as the one that was measured, exact, all of them repeating the linear maps.
+    #[must_use]
+    pub fn scaling(&self, p: &Parameters, times: &KernelTimes, network: &Network) -> Vec<ScalingRow> {
+        let repeated = 1e-9 * self.counts(Profile::Exact).multiply_adds as f64 * times.multiply_add_ns;
+        volume::scaling(&self.steps(p), repeated, times, network)
+    }
+}
+
+/// The tokens of the models that are put on many machines.
+const RANKED_TOKENS: u64 = 16;
+
+/// The models of the table on 1 to 256 machines, for people.
+#[must_use]
+pub fn ranked_text(slots: u64, p: &Parameters, times: &KernelTimes, network: &Network) -> String {
+    let mut out = String::new();
+    for (width, heads, layers) in MODELS {
+        let tokens = RANKED_TOKENS;
+        let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots };
+        let rows = size.scaling(p, times, network);
+        let _ = writeln!(out, "\nwidth {width}, {layers} layers, {tokens} tokens, exact, on paper");
+        out += &volume::text(&rows, times.threads, network);
+    }
+    out
 }
 
 /// A line of the table.

@@ -23,6 +23,7 @@ use thex_circuit::{Circuit, CircuitInfo, Instruction, Interface};
 use thex_ir::UnaryFn;
 use thex_passes::{PassCx, PassManager, Precision, Profile, options, registry};
 use thex_runtime::KernelTimes;
+use thex_runtime::ranks::volume::Volume;
 
 const PROFILES: [Profile; 2] = [Profile::Exact, Profile::TheX];
 
@@ -122,6 +123,26 @@ fn two_layers_of_several_tokens_cost_what_the_paper_says() {
             compare(&name, Size { slots, ..size }.counts(profile), &circuit(shape, profile, slots), 0);
         }
     }
+}
+
+/// What ranks would exchange, on paper and compiled.
+#[test]
+fn exact_circuits_travel_in_the_bytes_that_the_paper_says() {
+    let size = Size { tokens: 10, width: 16, heads: 2, hidden: 32, layers: 2, one_row: true, slots: 4 };
+    let shape = Shape {
+        tokens: 10,
+        width: 16,
+        heads: 2,
+        hidden: 32,
+        layers: 2,
+        pre_norm: false,
+        class_token: false,
+        activation: UnaryFn::Gelu,
+        ..Shape::TINY
+    };
+    let circuit = circuit(shape, Profile::Exact, 4);
+    let bytes = size.steps(&circuit.parameters).iter().map(|step| step.bytes).sum();
+    close("random, exact", "bytes", bytes, Volume::new(&circuit).whole(), 0.15);
 }
 
 const TIMES: KernelTimes = KernelTimes {

@@ -14,6 +14,7 @@ use thex_circuit::{Circuit, Instruction, Parameters};
 use crate::calibrate::{KernelTimes, measure};
 use crate::error::{Result, RuntimeError};
 use crate::memory::Prediction;
+use crate::ranks::volume::{Network, Scaling, parse_bandwidth, parse_latency};
 
 /// Measure the kernels on this machine and, given a circuit, say where its time goes.
 #[derive(Clone, Debug, Args)]
@@ -27,9 +28,23 @@ pub struct BenchArgs {
     /// Cryptographic parameters to measure, as `compile --parameters` takes them; without a circuit the standard set if not given.
     #[arg(long, value_name = "SET", conflicts_with = "circuit")]
     pub parameters: Option<Parameters>,
+    /// What the circuit would take if 1 to 256 machines as this one shared it (docs/MPI.md), each behind a network of this bandwidth: 10Gbit.
+    #[arg(long, value_name = "BANDWIDTH", value_parser = parse_bandwidth)]
+    pub bandwidth: Option<f64>,
+    /// With --bandwidth: the latency of a message.
+    #[arg(long, value_name = "LATENCY", default_value = "50us", requires = "bandwidth", value_parser = parse_latency)]
+    pub latency: f64,
     /// One JSON object on standard output; times in nanoseconds.
     #[arg(long)]
     pub json: bool,
+}
+
+impl BenchArgs {
+    /// The network that was asked about.
+    #[must_use]
+    pub fn network(&self) -> Option<Network> {
+        self.bandwidth.map(|bytes_per_second| Network { bytes_per_second, latency_seconds: self.latency })
+    }
 }
 
 /// All instructions of one kind.
@@ -83,6 +98,9 @@ pub struct BenchReport {
     pub linear_words_per_ns: f64,
     /// The circuit, if one was given.
     pub circuit: Option<CircuitCost>,
+    /// That circuit on many machines, if a network was given too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
 }
 
 /// `4550 PBS`, and where some have an extension, how many plain ones they are as much work as.
@@ -174,11 +192,24 @@ impl BenchReport {
     /// # Errors
     /// The circuit or the parameters are not usable, or threads cannot be started.
     pub fn measure(args: &BenchArgs) -> Result<Self> {
+        Self::new(args, None)
+    }
+
+    /// From kernels that were measured before, if some are given: of about the same parameters, or times are wrong.
+    ///
+    /// # Errors
+    /// As [`measure`](Self::measure).
+    pub fn new(args: &BenchArgs, kept: Option<KernelTimes>) -> Result<Self> {
         let circuit = args.circuit.as_deref().map(Circuit::load).transpose()?;
         let given = circuit.as_ref().map(|(circuit, _)| circuit.parameters);
         let parameters = given.or(args.parameters).unwrap_or_else(Parameters::standard);
-        let kernels = measure(parameters, args.threads)?;
+        if args.network().is_some() && circuit.is_none() {
+            return Err(RuntimeError::Input("--bandwidth says how a circuit scales: give one".into()));
+        }
+        let kernels = kept.map_or_else(|| measure(parameters, args.threads), Ok)?;
+        let scaling = args.network().zip(circuit.as_ref());
         Ok(Self {
+            scaling: scaling.map(|(network, (circuit, _))| Scaling::new(circuit, &kernels, network)),
             parameters: parameters.to_string(),
             kernels,
             linear_words_per_ns: parameters.big_lwe_size() as f64 / kernels.multiply_add_ns,
@@ -206,7 +237,9 @@ impl BenchReport {
         let words = self.linear_words_per_ns;
         let what = "one weight times one ciphertext";
         let _ = writeln!(out, "{:<12} {linear:>12} {:>12}   {what}; {words:.1} words a nanosecond", "linear", "—");
-        out + &self.circuit.as_ref().map_or_else(String::new, |c| c.text(k))
+        let circuit = self.circuit.as_ref().map(|c| c.text(k));
+        let scaling = self.scaling.as_ref().map(|s| s.text(k.threads));
+        [Some(out), circuit, scaling].into_iter().flatten().collect()
     }
 
     /// For programs: one line.

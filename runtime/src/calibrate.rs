@@ -19,6 +19,7 @@ use crate::kernels::balanced_chunk;
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::{BATCH, batch_of};
 use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING, check_ring};
+use crate::ranks::Kind;
 
 /// Nanoseconds of wall-clock time per unit, in full batches with all threads busy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -283,30 +284,35 @@ impl KernelTimes {
     /// Nanoseconds of one instruction.
     #[must_use]
     pub fn instruction_ns(&self, instruction: &Instruction) -> f64 {
-        let batched = |count: u64, unit: f64, lone: f64| {
-            if count == 0 { 0.0 } else { (count as f64 * unit).max(lone) }
+        let (kind, count) = match instruction {
+            Instruction::Linear(_) => return instruction.multiply_adds() as f64 * self.multiply_add_ns,
+            Instruction::Pbs(_) => (Kind::Pbs, instruction.pbs_count()),
+            Instruction::LutProduct(_) => (Kind::LutProduct, instruction.pbs_count()),
+            Instruction::Keyswitch(_) => (Kind::Keyswitch, instruction.keyswitch_count()),
+            Instruction::Pack(_) => (Kind::Pack, instruction.pack_count()),
         };
-        match instruction {
-            Instruction::Pbs(_) | Instruction::LutProduct(_) if instruction.extension() > 0 => {
-                self.extended_rotations(instruction)
+        self.batch_ns(kind, count, instruction.extension())
+    }
+
+    /// Nanoseconds of so many rotations of an extension, keyswitches, or packed ciphertexts.
+    #[must_use]
+    pub fn batch_ns(&self, kind: Kind, count: u64, extension: u32) -> f64 {
+        let batched = |unit: f64, lone: f64| if count == 0 { 0.0 } else { (count as f64 * unit).max(lone) };
+        let rotation = if kind == Kind::LutProduct { self.lut_product_ns } else { self.pbs_ns };
+        match kind {
+            Kind::Pbs | Kind::LutProduct if extension > 0 => {
+                self.extended_rotations(count as usize, extension, rotation - self.pbs_ns)
             }
-            Instruction::Pbs(_) => self.rotations(instruction.pbs_count(), self.pbs_ns),
-            Instruction::LutProduct(_) => self.rotations(instruction.pbs_count(), self.lut_product_ns),
-            Instruction::Keyswitch(_) => {
-                batched(instruction.keyswitch_count(), self.keyswitch_ns, self.lone_keyswitch_ns)
-            }
-            Instruction::Pack(_) => batched(instruction.pack_count(), self.pack_ns, self.lone_pack_ns),
-            Instruction::Linear(_) => instruction.multiply_adds() as f64 * self.multiply_add_ns,
+            Kind::Pbs | Kind::LutProduct => self.rotations(count, rotation),
+            Kind::Keyswitch => batched(self.keyswitch_ns, self.lone_keyswitch_ns),
+            Kind::Pack => batched(self.pack_ns, self.lone_pack_ns),
         }
     }
 
     /// Lanes of chunks that go round on all threads; a last round takes as long as its longest chunk.
-    fn extended_rotations(&self, instruction: &Instruction) -> f64 {
-        let (count, extension) = (instruction.pbs_count() as usize, instruction.extension());
+    fn extended_rotations(&self, count: usize, extension: u32, extra: f64) -> f64 {
         let chunk = balanced_chunk(count, self.threads, batch_of(extension));
         let (whole, rest) = (count / (chunk * self.threads), count % (chunk * self.threads));
-        let extra =
-            if matches!(instruction, Instruction::LutProduct(_)) { self.lut_product_ns - self.pbs_ns } else { 0.0 };
         let rotations = (whole * chunk + rest.min(chunk)) * self.threads;
         (rotations << extension) as f64 * (self.lane_ns + extra)
     }

@@ -93,7 +93,7 @@ impl Restored {
 }
 
 /// A block: its memory, and its number there.
-type Key = (Space, usize);
+pub(crate) type Key = (Space, usize);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Part {
@@ -226,8 +226,8 @@ fn read_manifest(path: &Path) -> std::result::Result<Manifest, String> {
     }
 }
 
-/// Words of each block that is alive at a position, but inputs, and of the one at work.
-fn alive(circuit: &Circuit, liveness: &Liveness, at: Position) -> Option<BTreeMap<Key, usize>> {
+/// Words of each block that is alive at a position, but inputs, and of the one at work; `None` if the circuit has no such position.
+pub(crate) fn alive(circuit: &Circuit, liveness: &Liveness, at: Position) -> Option<BTreeMap<Key, usize>> {
     let mut counts = [circuit.inputs.len(), 0, 0];
     let mut alive = BTreeMap::new();
     let width = |x: &Instruction| Space::of(x).width(&circuit.parameters);
@@ -534,7 +534,13 @@ impl Snapshot<'_> {
 }
 
 /// Puts blocks where a run would have them at a position, and takes them out of `words`; what is left is of the instruction at work.
-fn fill(circuit: &Circuit, liveness: &Liveness, at: Position, words: &mut BTreeMap<Key, Vec<u64>>, state: &mut State) {
+pub(crate) fn fill(
+    circuit: &Circuit,
+    liveness: &Liveness,
+    at: Position,
+    words: &mut BTreeMap<Key, Vec<u64>>,
+    state: &mut State,
+) {
     for (i, x) in circuit.instructions.iter().take(at.instruction).enumerate() {
         let space = Space::of(x);
         let number = state.memory(space).blocks().len();

@@ -25,7 +25,8 @@ use crate::executor::{Backend, CpuBackend, Executor};
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
 use crate::labels::{self, Classified};
 use crate::memory::{self, Limit, Prediction, parse_bytes};
-use crate::progress::{Progress, Resumed};
+use crate::progress::{Progress, Resumed, Silent};
+use crate::ranks::{Exchange, RankedBackend};
 use crate::run::{PART, Run, RunOptions};
 use crate::share::{self, Sharing};
 use crate::source::Source;
@@ -68,6 +69,9 @@ pub struct EncryptArgs {
 ///
 /// With --checkpoint, a run that was killed, or stopped with Ctrl-C, goes on when the same command is given again, and ends with
 /// the same bytes as one that was not (on processors of the same type). At most a minute of work is lost.
+///
+/// In programs that were built with the feature `mpi`, `mpirun -n 8 thex run …` shares the run among 8 processes, on one machine or
+/// many (docs/MPI.md).
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// The circuit that `compile` wrote.
@@ -82,7 +86,7 @@ pub struct RunArgs {
     /// File for the encrypted result.
     #[arg(short, long, value_name = "OUT.ct")]
     pub output: PathBuf,
-    /// Threads; as many as there are processors if not given.
+    /// Threads, of each rank under `mpirun`; as many as there are processors, or the rank's part of them, if not given.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub threads: usize,
     /// Keep the run in this folder, one for each run, and go on with what it has. It is made if there is none, and removed after
@@ -334,13 +338,15 @@ fn check_run(args: &RunArgs, digest: &str, key: &KeyInfo, input: &CiphertextInfo
     same_key(&input_label, &input.key, &key_label, &key.id, advice)
 }
 
-/// Refuses a run that does not fit into memory, and warns of one that does not fit at the moment.
-fn check_memory(args: &RunArgs, circuit: &Circuit, threads: usize) -> Result<()> {
-    let prediction = Prediction::new(circuit, threads);
-    let limit = args.memory.map(Limit::Given).or_else(|| memory::of_machine().map(Limit::Machine));
+/// Refuses a run that does not fit into memory, and warns of one that does not fit at the moment. So many processes share the machine.
+fn check_memory(args: &RunArgs, circuit: &Circuit, threads: usize, sharers: usize) -> Result<()> {
+    let (prediction, sharers) = (Prediction::new(circuit, threads), sharers as u64);
+    let machine = || memory::of_machine().map(|bytes| Limit::Machine(bytes / sharers));
+    let limit = args.memory.map(Limit::Given).or_else(machine);
     limit.map_or(Ok(()), |limit| prediction.check(limit))?;
-    if let Some(free) = memory::available().filter(|&free| free < prediction.peak()) {
-        let (needed, free) = (HumanBytes(prediction.peak()), HumanBytes(free));
+    let needed = prediction.peak() * sharers;
+    if let Some(free) = memory::available().filter(|&free| free < needed) {
+        let (needed, free) = (HumanBytes(needed), HumanBytes(free));
         eprintln!("warning: the run needs about {needed} of memory, and {free} are free at the moment");
     }
     Ok(())
@@ -357,27 +363,48 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// Opens the folder of checkpoints, if one is asked for.
-fn open_checkpoint(
-    args: &RunArgs,
-    digest: &str,
-    key: &ServerKey,
-    input: &EncryptedInputs,
-) -> Result<Option<Checkpoint>> {
-    let Some(folder) = &args.checkpoint else { return Ok(None) };
-    let identity = Identity { circuit: digest.to_owned(), key: key.digest(), input: input.digest() };
-    Checkpoint::open(folder, identity, Duration::from_secs_f64(args.checkpoint_every)).map(Some)
+/// What a run needs, read and checked.
+struct Prepared {
+    pool: rayon::ThreadPool,
+    circuit: Circuit,
+    input: EncryptedInputs,
+    key: ServerKey,
+    info: CiphertextInfo,
+    checkpoint: Option<Checkpoint>,
 }
 
-/// Runs a circuit on ciphertexts.
-///
-/// # Errors
-/// A file is not usable, files do not belong together, the run does not fit into memory, or was stopped.
-pub fn run(args: &RunArgs) -> Result<()> {
-    check_writable(&args.output)?;
-    let pool = thread_pool(args.threads)?;
+/// Where a run takes place.
+#[derive(Clone, Copy)]
+struct Seat {
+    /// Threads; 0 is one for each processor.
+    threads: usize,
+    /// Processes of the run on this machine.
+    neighbours: usize,
+    /// Whether this process speaks for the run: it keeps checkpoints, writes the result, and tells of both.
+    first: bool,
+}
+
+impl Prepared {
+    fn identity(&self) -> Identity {
+        Identity { circuit: self.info.circuit.clone(), key: self.key.digest(), input: self.input.digest() }
+    }
+
+    /// Opens the folder of checkpoints.
+    fn keep_in(mut self, folder: &Path, identity: Identity, args: &RunArgs) -> Result<Self> {
+        let every = Duration::from_secs_f64(args.checkpoint_every);
+        self.checkpoint = Some(Checkpoint::open(folder, identity, every)?);
+        Ok(self)
+    }
+}
+
+/// Reads what a run needs.
+fn prepare(args: &RunArgs, seat: Seat) -> Result<Prepared> {
+    if seat.first {
+        check_writable(&args.output)?;
+    }
+    let pool = thread_pool(seat.threads)?;
     let (circuit, digest) = Circuit::load(&args.circuit)?;
-    check_memory(args, &circuit, pool.current_num_threads())?;
+    check_memory(args, &circuit, pool.current_num_threads(), seat.neighbours)?;
     let input = EncryptedInputs::load(&args.input)?;
     let key = ServerKey::load(&args.key)?;
     check_run(args, &digest, &key.info, &input.info)?;
@@ -386,55 +413,169 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let (found, wanted) = (&input.info.ports, &ports);
         return Err(RuntimeError::Input(format!("the input has {found:?} where the circuit takes {wanted:?}")));
     }
-    let checkpoint = open_checkpoint(args, &digest, &key, &input)?;
-    let info = CiphertextInfo {
-        key: key.info.id.clone(),
-        circuit: digest,
-        ports: circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect(),
-    };
+    let ports = circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect();
+    let info = CiphertextInfo { key: key.info.id.clone(), circuit: digest, ports };
+    Ok(Prepared { pool, circuit, input, key, info, checkpoint: None })
+}
+
+/// Runs a circuit on ciphertexts, in this process or, where `mpirun` started several, in all of them.
+///
+/// # Errors
+/// A file is not usable, files do not belong together, the run does not fit into memory, or was stopped.
+pub fn run(args: &RunArgs) -> Result<()> {
+    if let Some(result) = ranked::run(args) {
+        return result;
+    }
+    let mut prepared = prepare(args, Seat { threads: args.threads, neighbours: 1, first: true })?;
+    if let Some(folder) = &args.checkpoint {
+        let identity = prepared.identity();
+        prepared = prepared.keep_in(folder, identity, args)?;
+    }
     let start = Instant::now();
-    let save = |lwes| EncryptedOutputs { info, lwes }.save(&args.output);
-    pool.install(|| execute(&circuit, key, &input, (args.backend, checkpoint), save))?;
+    let (pbs, threads) = (prepared.circuit.pbs_count(), prepared.pool.current_num_threads());
+    execute(args, prepared, None)?;
+    tell_result(args, pbs, &format!("{threads} threads"), start);
+    Ok(())
+}
+
+fn tell_result(args: &RunArgs, pbs: u64, what: &str, start: Instant) {
     eprintln!(
-        "{} PBS on {} threads in {} ({:.1} s); result in {}, {}",
-        circuit.pbs_count(),
-        pool.current_num_threads(),
+        "{pbs} PBS on {what} in {} ({:.1} s); result in {}, {}",
         HumanDuration(start.elapsed()),
         start.elapsed().as_secs_f64(),
         label(&args.output),
         size_of(&args.output),
     );
-    Ok(())
 }
 
-/// Runs, saves, and only then lets the checkpoint go.
-fn execute(
-    circuit: &Circuit,
-    key: ServerKey,
-    input: &EncryptedInputs,
-    (device, checkpoint): (Device, Option<Checkpoint>),
-    save: impl FnOnce(Vec<u64>) -> Result<()>,
-) -> Result<()> {
-    let stop = checkpoint.as_ref().map(|_| stop_on_signals()).transpose()?;
-    let backend = backend(key, device)?;
-    let executor = Executor::new(circuit, &*backend)?;
-    let inputs = input.expand(&circuit.parameters)?;
-    let bar = Bar::new(circuit.pbs_count());
-    if checkpoint.is_none() {
-        let outputs = executor.run(&inputs, &bar);
-        bar.finish();
-        if let Some(summary) = backend.summary() {
-            eprintln!("{summary}");
+/// The ranks of a shared run, and how many threads each has.
+type Ranks<'a> = (&'a dyn Exchange, Vec<usize>);
+
+/// Runs; the first rank saves, and only then lets the checkpoint go.
+fn execute(args: &RunArgs, prepared: Prepared, ranks: Option<Ranks<'_>>) -> Result<()> {
+    let Prepared { pool, circuit, input, key, info, checkpoint } = prepared;
+    let first = ranks.as_ref().is_none_or(|(exchange, _)| exchange.rank() == 0);
+    let save = |lwes| if first { EncryptedOutputs { info, lwes }.save(&args.output) } else { Ok(()) };
+    pool.install(|| {
+        let stop = args.checkpoint.as_ref().map(|_| stop_on_signals()).transpose()?;
+        let inner = backend(key, args.backend)?;
+        let ranked = ranks.map(|(exchange, threads)| RankedBackend::new(&*inner, exchange, threads));
+        let backend = ranked.as_ref().map_or(&*inner, |ranked| ranked as &dyn Backend);
+        let executor = Executor::new(&circuit, backend)?;
+        let inputs = input.expand(&circuit.parameters)?;
+        let bar = if first { Some(Bar::new(circuit.pbs_count())) } else { None };
+        let progress = bar.as_ref().map_or(&Silent as &dyn Progress, |bar| bar);
+        let finish = || bar.as_ref().into_iter().for_each(Bar::finish);
+        if stop.is_none() {
+            let outputs = executor.run(&inputs, progress);
+            finish();
+            tell_summary(backend, first);
+            return save(outputs?);
         }
-        return save(outputs?);
+        let part = checkpoint.as_ref().map_or(PART, |c| PART.min(c.every()));
+        let options = RunOptions { stop: stop.as_deref(), checkpoint, part, ..RunOptions::new(progress) };
+        let mut run = Run::new(&executor, &inputs, options)?;
+        let outputs = run.complete();
+        finish();
+        save(outputs?)?;
+        if ranked.is_some() {
+            tell_summary(backend, first);
+        }
+        run.discard_checkpoint()
+    })
+}
+
+fn tell_summary(backend: &dyn Backend, first: bool) {
+    if let Some(summary) = backend.summary().filter(|_| first) {
+        eprintln!("{summary}");
     }
-    let part = checkpoint.as_ref().map_or(PART, |c| PART.min(c.every()));
-    let options = RunOptions { stop: stop.as_deref(), checkpoint, part, ..RunOptions::new(&bar) };
-    let mut run = Run::new(&executor, &inputs, options)?;
-    let outputs = run.complete();
-    bar.finish();
-    save(outputs?)?;
-    run.discard_checkpoint()
+}
+
+#[cfg(not(feature = "mpi"))]
+mod ranked {
+    use super::{Result, RunArgs, RuntimeError};
+
+    /// Variables by which launchers tell a process how many they started.
+    const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+
+    /// Refuses to be one of several: each would do the whole run, and write the same file.
+    pub(super) fn run(_args: &RunArgs) -> Option<Result<()>> {
+        let size = |name: &&str| std::env::var(name).ok()?.parse::<u64>().ok();
+        let started = SIZES.iter().filter_map(size).max().filter(|&size| size > 1)?;
+        Some(Err(RuntimeError::Ranks(format!(
+            "{started} processes were started together, and this program was built without the feature `mpi`: each would do the whole \
+             run; build it with `--features mpi`, or start it once"
+        ))))
+    }
+}
+
+#[cfg(feature = "mpi")]
+mod ranked {
+    use std::time::Instant;
+
+    use super::{Device, Prepared, Result, RunArgs, RuntimeError, Seat, execute, prepare, tell_result};
+    use crate::checkpoint::Identity;
+    use crate::ranks::Exchange;
+    use crate::ranks::mpi::{World, is_rank};
+    use crate::ranks::start::{greet, host, seats};
+
+    /// Does this rank's part of a run; `None` if it was not started as a rank. What all ranks know to be wrong is rank 0's to report;
+    /// what goes wrong on one alone ends all.
+    pub(super) fn run(args: &RunArgs) -> Option<Result<()>> {
+        is_rank().then(|| {
+            let world = World::start()?;
+            let result = share(args, &world);
+            if world.rank() == 0 { result } else { Ok(()) }
+        })
+    }
+
+    fn share(args: &RunArgs, world: &World) -> Result<()> {
+        let seats = seats(world, world.machine(), args.threads)?;
+        let (rank, first) = (world.rank(), world.rank() == 0);
+        if let Some(note) = seats.note.as_ref().filter(|_| first) {
+            eprintln!("note: {note}");
+        }
+        let seat = Seat { threads: seats.threads[rank], neighbours: seats.neighbours, first };
+        let prepared = greet(world, check_device(args).and_then(|()| ready(args, seat)))?;
+        let (start, pbs) = (Instant::now(), prepared.circuit.pbs_count());
+        let what = format!(
+            "{} ranks on {} with {} threads in all",
+            world.size(),
+            if seats.machines == 1 { "one machine".into() } else { format!("{} machines", seats.machines) },
+            seats.threads.iter().sum::<usize>()
+        );
+        match execute(args, prepared, Some((world, seats.threads))) {
+            Ok(()) if first => tell_result(args, pbs, &what, start),
+            Ok(()) => (),
+            // All ranks stop together.
+            Err(error @ RuntimeError::Stopped { .. }) => return Err(error),
+            Err(error) => {
+                eprintln!("error[{}]: rank {rank} on {}: {error}", error.code(), host());
+                world.abort(error.kind().exit_status())
+            }
+        }
+        Ok(())
+    }
+
+    fn ready(args: &RunArgs, seat: Seat) -> Result<(Prepared, Identity)> {
+        let prepared = prepare(args, seat)?;
+        let identity = prepared.identity();
+        let folder = args.checkpoint.as_ref().filter(|_| seat.first);
+        let prepared = match folder {
+            Some(folder) => prepared.keep_in(folder, identity.clone(), args)?,
+            None => prepared,
+        };
+        Ok((prepared, identity))
+    }
+
+    fn check_device(args: &RunArgs) -> Result<()> {
+        if args.backend == Device::Cpu {
+            return Ok(());
+        }
+        Err(RuntimeError::Ranks(
+            "ranks share runs on processors only; leave `--backend` away, or start one process".into(),
+        ))
+    }
 }
 
 /// What `decrypt` says of a rounded result.

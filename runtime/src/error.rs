@@ -49,6 +49,9 @@ pub enum RuntimeError {
     /// A GPU was asked for, and cannot be used.
     #[error("{0}")]
     Device(String),
+    /// The processes that should share a run cannot.
+    #[error("{0}")]
+    Ranks(String),
     /// The run does not fit into memory.
     #[error(
         "the run needs about {} MB of memory, more than {}: {advice}",
@@ -129,7 +132,7 @@ impl RuntimeError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) | Self::Device(_) => {
+            Self::Circuit(CircuitError::Parameters(_)) | Self::NotShareable(_) | Self::Device(_) | Self::Ranks(_) => {
                 ErrorKind::Unsupported
             }
             Self::Internal(_) => ErrorKind::Internal,
@@ -153,6 +156,7 @@ impl RuntimeError {
             Self::Mismatch { .. } => "TX0003",
             Self::Input(_) => "TX0010",
             Self::Device(_) => "TX0110",
+            Self::Ranks(_) => "TX0111",
             Self::Memory { .. } => "TX0202",
             Self::NotShareable(_) => "TX0104",
             Self::Internal(_) => "TX0303",

@@ -15,6 +15,7 @@ use crate::kernels::rotate::{Degrees, Multipliers, Rotator, Shape, fill_table};
 use crate::kernels::switch;
 use crate::keys::ExpandedServerKey;
 use crate::progress::Progress;
+use crate::ranks::Exchange;
 use crate::run::{Run, RunOptions};
 pub use crate::state::Liveness;
 use crate::state::{Memory, Space, State};
@@ -24,7 +25,7 @@ pub type Ciphertext<'a> = &'a [u64];
 
 /// What runs the five kernels, each on a whole batch. `out` has the batch's ciphertexts one after another.
 ///
-/// The processor is one backend; a GPU is another (feature `cuda`).
+/// The processor is one backend; a GPU is another (feature `cuda`); a [share](crate::ranks) of either is a third.
 pub trait Backend: Sync {
     /// The parameters of its keys.
     fn parameters(&self) -> &Parameters;
@@ -32,6 +33,16 @@ pub trait Backend: Sync {
     /// The largest ν of rotations that it runs.
     fn largest_extension(&self) -> u32 {
         MAX_EXTENSION
+    }
+
+    /// Threads at work on a batch.
+    fn threads(&self) -> usize {
+        rayon::current_num_threads()
+    }
+
+    /// What it shares runs by with other processes; `None` if it works alone.
+    fn exchange(&self) -> Option<&dyn Exchange> {
+        None
     }
 
     /// Big LWEs → small LWEs.
@@ -232,6 +243,14 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
     #[must_use]
     pub fn circuit(&self) -> &'a Circuit {
         self.circuit
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.backend.threads()
+    }
+
+    pub(crate) fn exchange(&self) -> Option<&dyn Exchange> {
+        self.backend.exchange()
     }
 
     pub(crate) fn liveness(&self) -> &Liveness {

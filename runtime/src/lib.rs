@@ -8,6 +8,7 @@
 //! * [`executor`]: the circuit on ciphertexts, without any secret;
 //! * `cuda` (with that feature): the executor's kernels on an NVIDIA GPU;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
+//! * [`ranks`]: one run by several processes, on one machine or many;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
 //! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
@@ -32,6 +33,7 @@ pub mod labels;
 pub mod memory;
 pub mod npz;
 pub mod progress;
+pub mod ranks;
 pub mod run;
 pub mod share;
 pub mod simulate;

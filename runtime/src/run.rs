@@ -4,6 +4,8 @@
 //! between two parts the run looks whether it shall stop and whether a checkpoint is due. Every ciphertext is computed by itself,
 //! so the parts, and where they are cut, change no bit of the result. A run that nobody can stop and nothing keeps is not cut.
 //!
+//! Of a run that [ranks](crate::ranks) share, rank 0 keeps the checkpoint, and decides how long parts are; a rank that shall stop stops all.
+//!
 //! Nothing is printed here, and signals are the program's affair: it sets the flag that [`RunOptions::stop`] points to.
 
 use std::borrow::Cow;
@@ -17,6 +19,7 @@ use crate::error::{Result, RuntimeError};
 use crate::executor::{Backend, Executor};
 use crate::kernels::rotate::batch_of;
 use crate::progress::Progress;
+use crate::ranks::{self, resume};
 use crate::state::{Space, State};
 
 /// What a part of an instruction should take if nothing else is asked for.
@@ -79,11 +82,11 @@ impl Pace {
     }
 
     /// Units of the next part: whole batches on every thread where there are batches, or the last one would leave threads idle.
-    fn units(&self, x: &Instruction, part: Duration) -> usize {
+    fn units(&self, x: &Instruction, part: Duration, threads: usize) -> usize {
         let wanted = part.as_nanos() as f64 / (self.nanos[kind(x)] * work(x)).max(1.0);
         let wanted = (wanted as usize).max(1);
         let round = match x {
-            Instruction::Pbs(_) | Instruction::LutProduct(_) => batch_of(x.extension()) * rayon::current_num_threads(),
+            Instruction::Pbs(_) | Instruction::LutProduct(_) => batch_of(x.extension()) * threads,
             Instruction::Linear(_) | Instruction::Keyswitch(_) | Instruction::Pack(_) => 1,
         };
         (wanted / round * round).max(round)
@@ -104,6 +107,14 @@ pub struct Run<'a, B: ?Sized> {
     partial: Vec<u64>,
     position: Position,
     pace: Pace,
+    /// Whether instructions are cut into parts: the same on all ranks.
+    cut: bool,
+}
+
+/// What is done next: the same on all ranks.
+struct Decision {
+    stop: bool,
+    units: usize,
 }
 
 /// Blind rotations before a position.
@@ -130,7 +141,12 @@ impl<'a, B: Backend + ?Sized> Run<'a, B> {
                 options.progress.resumed(&report);
             }
         }
-        Ok(Self { executor, options, state, partial, position, pace: Pace::new() })
+        let mut cut = options.stop.is_some() || options.checkpoint.is_some();
+        if let Some(exchange) = executor.exchange() {
+            cut = ranks::gather_word(exchange, u64::from(cut))?.contains(&1);
+            position = resume::share(executor, exchange, position, (&mut state, &mut partial))?;
+        }
+        Ok(Self { executor, options, state, partial, position, pace: Pace::new(), cut })
     }
 
     /// Runs to the end; returns the LWEs of the outputs, as [`Executor::run`]. Once they are safe,
@@ -166,19 +182,30 @@ impl<'a, B: Backend + ?Sized> Run<'a, B> {
         let width = Space::of(instruction).width(&circuit.parameters);
         self.partial.resize(instruction.destination().len as usize * width, 0);
         while self.position.units < instruction.units() {
-            self.pause()?;
-            self.part(instruction, width * instruction.unit_elements())?;
+            let next = self.decide(instruction)?;
+            self.pause(next.stop)?;
+            self.part(instruction, next.units, width * instruction.unit_elements())?;
         }
         self.close(instruction);
         Ok(())
     }
 
+    /// Whether to stop, and units of the next part.
+    fn decide(&self, instruction: &Instruction) -> Result<Decision> {
+        let left = instruction.units() - self.position.units;
+        if !self.cut {
+            return Ok(Decision { stop: false, units: left });
+        }
+        let stop = self.options.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let units = self.pace.units(instruction, self.options.part, self.executor.threads()).min(left);
+        let Some(exchange) = self.executor.exchange() else { return Ok(Decision { stop, units }) };
+        let all = ranks::gather_word(exchange, (units as u64) << 1 | u64::from(stop))?;
+        Ok(Decision { stop: all.iter().any(|word| word & 1 == 1), units: (all[0] >> 1) as usize })
+    }
+
     /// Runs some units of an instruction, of so many words each.
-    fn part(&mut self, instruction: &Instruction, words: usize) -> Result<()> {
+    fn part(&mut self, instruction: &Instruction, count: usize, words: usize) -> Result<()> {
         let first = self.position.units;
-        let left = instruction.units() - first;
-        let cut = self.options.stop.is_some() || self.options.checkpoint.is_some();
-        let count = if cut { self.pace.units(instruction, self.options.part).min(left) } else { left };
         let size = self.executor.circuit().parameters.polynomial_size.0;
         let part = match count == instruction.units() {
             true => Cow::Borrowed(instruction),
@@ -208,8 +235,7 @@ impl<'a, B: Backend + ?Sized> Run<'a, B> {
     }
 
     /// Writes a checkpoint if one is due, and stops if that was asked for.
-    fn pause(&mut self) -> Result<()> {
-        let stop = self.options.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+    fn pause(&mut self, stop: bool) -> Result<()> {
         let circuit = self.executor.circuit();
         let at = done(circuit, self.position);
         if let Some(checkpoint) = self.options.checkpoint.as_mut().filter(|c| stop || c.due()) {

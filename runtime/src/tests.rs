@@ -385,7 +385,7 @@ pub(crate) mod circuits {
         }
     }
 
-    fn inputs() -> Vec<u64> {
+    pub(crate) fn inputs() -> Vec<u64> {
         let a = (0..8).map(|i| torus(f64::from(i - 4) / 80.0));
         a.chain((0..4).map(|i| torus(f64::from(i + 1) / 1024.0))).collect()
     }
@@ -402,7 +402,7 @@ pub(crate) mod circuits {
     }
 
     /// The same functions with finer tables.
-    fn extended(extension: u32) -> Circuit {
+    pub(crate) fn extended(extension: u32) -> Circuit {
         let finer = |tables: &[i32], entries: usize| -> Vec<i32> {
             let between = |table: &[i32], e: usize| {
                 let (i, part) = (e >> extension, (e % (1 << extension)) as i32);

@@ -83,7 +83,7 @@ impl Instruction {
                 let gather = x.gather[units.start * slots..units.end * slots].to_vec();
                 Self::Pack(Pack { dst, slots: x.slots, stride: x.stride, gather })
             }
-            Self::LutProduct(x) => Self::LutProduct(product(x, dst, units)),
+            Self::LutProduct(x) => Self::LutProduct(x.part(units)),
         }
     }
 }
@@ -102,17 +102,21 @@ fn linear(x: &Linear, dst: Block, units: Range<usize>) -> Linear {
     }
 }
 
-fn product(x: &LutProduct, dst: Block, units: Range<usize>) -> LutProduct {
-    let (table_of, tables) = used(&x.table_of[units.clone()], &x.tables, x.entries());
-    LutProduct {
-        dst,
-        slots: x.slots,
-        stride: x.stride,
-        extension: x.extension,
-        argument: x.argument[units.clone()].to_vec(),
-        accumulator: x.accumulator[units].to_vec(),
-        table_of,
-        tables,
+impl LutProduct {
+    /// The products of some of its rotations, with the tables that they use.
+    #[must_use]
+    pub fn part(&self, rotations: Range<usize>) -> Self {
+        let (table_of, tables) = used(&self.table_of[rotations.clone()], &self.tables, self.entries());
+        Self {
+            dst: sub_block(&self.dst, self.slots as usize, &rotations),
+            slots: self.slots,
+            stride: self.stride,
+            extension: self.extension,
+            argument: self.argument[rotations.clone()].to_vec(),
+            accumulator: self.accumulator[rotations].to_vec(),
+            table_of,
+            tables,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use thex::error::{CompileError, Result};
 use thex::scale;
 use thex_circuit::CircuitError;
 use thex_circuit::file::read_limited;
-use thex_runtime::KernelTimes;
 use thex_runtime::bench::{self, BenchReport};
+use thex_runtime::{KernelTimes, RuntimeError};
 
 use crate::{print_json, print_out};
 
@@ -17,6 +17,7 @@ use crate::{print_json, print_out};
 ///
 ///   thex bench                      bare and batched PBS, products, keyswitch, packing, linear maps
 ///   thex bench OUT.circuit          and the share of each in this circuit, PBS count × time, memory
+///   thex bench OUT.circuit --bandwidth 10Gbit   and the circuit on 1 to 256 machines behind such a network
 ///   thex bench --scale              BERT-like models of 8 to 128 tokens, 128 to 768 wide: PBS, hours
 ///   thex bench --threads 1 --parameters n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3
 ///
@@ -34,8 +35,8 @@ pub(crate) struct BenchArgs {
     /// With --scale: products that share a rotation. The planner takes 4 to 9 for BERT-tiny, about 4 for MiniLM, where precision is short.
     #[arg(long, value_name = "M", requires = "scale", default_value_t = scale::SLOTS, value_parser = clap::value_parser!(u64).range(1..=64))]
     slots: u64,
-    /// With --scale: kernel times from a file that `thex bench --json` printed, here or elsewhere, in place of measuring.
-    #[arg(long, value_name = "BENCH.json", requires = "scale", conflicts_with_all = ["threads", "parameters"])]
+    /// With --scale or a circuit: kernel times from a file that `thex bench --json` printed, here or elsewhere, in place of measuring.
+    #[arg(long, value_name = "BENCH.json", conflicts_with_all = ["threads", "parameters"])]
     kernels_from: Option<PathBuf>,
 }
 
@@ -67,13 +68,18 @@ fn kept_or_measured(args: &BenchArgs) -> Result<Kept> {
     if let Some(path) = &args.kernels_from {
         return read_kept(path);
     }
-    let BenchReport { parameters, kernels, .. } = BenchReport::measure(&args.kernels)?;
+    let report = BenchReport::measure(&bench::BenchArgs { bandwidth: None, ..args.kernels.clone() })?;
+    let BenchReport { parameters, kernels, .. } = report;
     Ok(Kept { parameters, kernels })
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if !args.scale {
-        let report = BenchReport::measure(&args.kernels)?;
+        let kept = args.kernels_from.as_deref().map(read_kept).transpose()?;
+        if kept.is_some() && args.kernels.circuit.is_none() {
+            return Err(RuntimeError::Input("--kernels-from prices a circuit or --scale: give one".into()).into());
+        }
+        let report = BenchReport::new(&args.kernels, kept.map(|kept| kept.kernels))?;
         return if args.kernels.json { print_json(&report) } else { print_out(&report.text()) };
     }
     let Kept { parameters, kernels } = kept_or_measured(args)?;
@@ -81,5 +87,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if args.kernels.json {
         return print_json(&json!({ "kernels": kernels, "parameters": parameters, "scale": rows }));
     }
-    print_out(&format!("{parameters}\n{}", scale::text(&rows, args.slots, &kernels)))
+    let ranked = match args.kernels.network() {
+        Some(network) => scale::ranked_text(args.slots, &parameters.parse()?, &kernels, &network),
+        None => String::new(),
+    };
+    print_out(&format!("{parameters}\n{}{ranked}", scale::text(&rows, args.slots, &kernels)))
 }
