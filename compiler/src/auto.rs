@@ -38,6 +38,27 @@ pub enum Budget {
     Seconds(f64),
 }
 
+impl Default for Budget {
+    fn default() -> Self {
+        Self::Points(0.5)
+    }
+}
+
+impl Budget {
+    /// The budget that was asked for, or the default; at most one of the two is given.
+    ///
+    /// # Errors
+    /// It is no number of 0 or more.
+    pub fn of(points: Option<f64>, seconds: Option<f64>) -> Result<Self> {
+        let budget = seconds.map(Self::Seconds).or(points.map(Self::Points)).unwrap_or_default();
+        let (Self::Points(amount) | Self::Seconds(amount)) = budget;
+        if amount.is_finite() && amount >= 0.0 {
+            return Ok(budget);
+        }
+        Err(CompileError::Usage("a budget must be a number, 0 or more".into()))
+    }
+}
+
 /// What losses are points of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Measure {
@@ -370,6 +391,12 @@ fn settled(options: &CompileOptions) -> Result<BTreeSet<String>> {
 }
 
 impl Search {
+    /// Asks the compiler for the forms that were found.
+    pub fn apply(&self, options: &mut CompileOptions) {
+        options.approximate.extend(self.trials[self.chosen].requests.iter().cloned());
+        options.parameters = Some(self.parameters);
+    }
+
     /// Trials that no other beats, the slowest first.
     #[must_use]
     pub fn front(&self) -> Vec<usize> {

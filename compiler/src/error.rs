@@ -152,6 +152,16 @@ impl CompileError {
         }
     }
 
+    /// What to do next: [`help`](Self::help), where it is about the error, and where to read more.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        let code = self.code();
+        let more = format!("`thex explain {code}` says more");
+        // Refused parameters and results have nothing to do with operators.
+        let of_model = !matches!(code, "TX0103" | "TX0104");
+        self.help().filter(|_| of_model).map_or_else(|| more.clone(), |help| format!("{help}; {more}"))
+    }
+
     /// Advice that goes with the error, where its message has none.
     #[must_use]
     pub fn help(&self) -> Option<&'static str> {

@@ -227,7 +227,8 @@ pub(crate) fn noise_model(circuit: &Circuit, mode: Mode) -> Option<NoiseModel> {
 }
 
 /// Seed of a sample's noise.
-pub(crate) fn sample_seed(seed: u64, sample: usize) -> u64 {
+#[must_use]
+pub fn sample_seed(seed: u64, sample: usize) -> u64 {
     seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(sample as u64)
 }
 

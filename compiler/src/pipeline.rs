@@ -49,6 +49,18 @@ pub struct CompileOptions {
     pub pass_options: Vec<String>,
 }
 
+/// Refuses a precision that makes no sense.
+///
+/// # Errors
+/// [`CompileError::Usage`] says what would.
+pub fn check_precision(precision: Precision) -> Result<()> {
+    let Precision { output_error, margin } = precision;
+    if output_error > 0.0 && output_error.is_finite() && (0.0..=10.0).contains(&margin) {
+        return Ok(());
+    }
+    Err(CompileError::Usage("--output-error must be positive, --margin between 0 and 10".into()))
+}
+
 /// A compiled model, not yet on disk.
 pub struct Compiled {
     /// Circuit and bundle.

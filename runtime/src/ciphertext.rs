@@ -5,9 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::Parameters;
+use thex_circuit::file::IN_MEMORY;
 
 use crate::checkpoint::digest_words;
-use crate::container::{Secrecy, contradiction, read, write};
+use crate::container::{Secrecy, contradiction, from_bytes, read, to_bytes, write};
 use crate::error::Result;
 use crate::keys::seed_from_hex;
 
@@ -63,14 +64,35 @@ struct InputBody {
     seed: String,
 }
 
+impl InputBody {
+    /// Words of a file with this header; `path` is what errors call it.
+    fn words(&self, path: &Path) -> Result<usize> {
+        match seed_from_hex(&self.seed) {
+            Some(_) => Ok(self.info.words(1)),
+            None => Err(contradiction(path, INPUTS, "its seed is damaged: encrypt again")),
+        }
+    }
+}
+
 impl EncryptedInputs {
     /// Writes the file.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let body = InputBody { info: self.info.clone(), seed: self.seed.clone() };
-        write(path, INPUTS, &body, &[&self.bodies], Secrecy::Public)
+        write(path, INPUTS, &self.body(), &[&self.bodies], Secrecy::Public)
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// Only if its header cannot be represented.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        Ok(std::mem::take(&mut *to_bytes(INPUTS, &self.body(), &[&self.bodies])?))
+    }
+
+    fn body(&self) -> InputBody {
+        InputBody { info: self.info.clone(), seed: self.seed.clone() }
     }
 
     /// Reads a file.
@@ -78,13 +100,17 @@ impl EncryptedInputs {
     /// # Errors
     /// The file is missing, truncated, altered, or not an encrypted input.
     pub fn load(path: &Path) -> Result<Self> {
-        let (body, mut bodies) =
-            read(path, INPUTS, Secrecy::Public, |body: &InputBody| match seed_from_hex(&body.seed) {
-                Some(_) => Ok(body.info.words(1)),
-                None => Err(contradiction(path, INPUTS, "its seed is damaged: encrypt again")),
-            })?;
-        let bodies = std::mem::take(&mut *bodies);
-        Ok(Self { info: body.info, seed: body.seed, bodies })
+        let (body, mut bodies) = read(path, INPUTS, Secrecy::Public, |body: &InputBody| body.words(path))?;
+        Ok(Self { info: body.info, seed: body.seed, bodies: std::mem::take(&mut *bodies) })
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// They are truncated, altered, or no encrypted input.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (body, mut bodies) = from_bytes(bytes, INPUTS, |body: &InputBody| body.words(Path::new(IN_MEMORY)))?;
+        Ok(Self { info: body.info, seed: body.seed, bodies: std::mem::take(&mut *bodies) })
     }
 
     /// Digest of seed and bodies, for the identity of a run.
@@ -120,6 +146,24 @@ impl EncryptedOutputs {
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         write(path, OUTPUTS, &self.info, &[&self.lwes], Secrecy::Public)
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// Only if its header cannot be represented.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        Ok(std::mem::take(&mut *to_bytes(OUTPUTS, &self.info, &[&self.lwes])?))
+    }
+
+    /// Reads the bytes of a file of ciphertexts under keys of these parameters.
+    ///
+    /// # Errors
+    /// They are truncated, altered, or no encrypted output.
+    pub fn from_bytes(bytes: &[u8], parameters: &Parameters) -> Result<Self> {
+        let size = parameters.big_lwe_size();
+        let (info, mut lwes) = from_bytes(bytes, OUTPUTS, |info: &CiphertextInfo| Ok(info.words(size)))?;
+        Ok(Self { info, lwes: std::mem::take(&mut *lwes) })
     }
 
     /// Reads a file of ciphertexts under keys of these parameters.

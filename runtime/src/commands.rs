@@ -185,15 +185,7 @@ fn io(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> RuntimeEr
 /// The bundle is not usable, the folder cannot be written, or has a client key already.
 pub fn keygen(args: &KeygenArgs) -> Result<()> {
     let bundle = ClientBundle::load(&args.bundle)?;
-    std::fs::create_dir_all(&args.output).map_err(io("make folder", &args.output))?;
-    let (secret, public) = (args.output.join("client.key"), args.output.join("server.key"));
-    if secret.exists() {
-        let reason = "it is there already, and whatever is encrypted under it would be lost; \
-                      move it away or choose another folder";
-        return Err(io("write to", &secret)(std::io::Error::other(reason)));
-    }
-    check_writable(&secret)?;
-    check_writable(&public)?;
+    let (secret, public) = keys::new_folder(&args.output)?;
     if args.seed.is_some() {
         eprintln!("warning: keys from --seed are no secret; use them for tests only");
     }

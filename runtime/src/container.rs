@@ -20,7 +20,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use thex_circuit::file::{digest, open_limited, other_version, write_atomic};
+use thex_circuit::file::{IN_MEMORY, digest, open_limited, other_version, write_atomic};
 use zeroize::Zeroizing;
 
 use crate::error::{Result, RuntimeError};
@@ -79,6 +79,11 @@ pub(crate) fn file_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Re
 
 /// Writes a file, whole or not at all.
 pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], secrecy: Secrecy) -> Result<()> {
+    Ok(write_atomic(path, &to_bytes(kind, body, words)?, secrecy == Secrecy::Secret)?)
+}
+
+/// The bytes of a file.
+pub(crate) fn to_bytes<T: Serialize>(kind: &str, body: &T, words: &[&[u64]]) -> Result<Zeroizing<Vec<u8>>> {
     let count: usize = words.iter().map(|w| w.len()).sum();
     let header = header_bytes(kind, body, count)?;
     let length = u32::try_from(header.len()).map_err(|e| RuntimeError::Internal(e.to_string()))?;
@@ -93,16 +98,16 @@ pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[
     }
     let sum = digest(&bytes[START..]);
     bytes[MAGIC.len()..START].copy_from_slice(sum.as_bytes());
-    Ok(write_atomic(path, &bytes, secrecy == Secrecy::Secret)?)
+    Ok(bytes)
 }
 
 /// A file that is hashed as it is read.
-struct Stream {
-    file: File,
+struct Stream<R> {
+    file: R,
     hash: Sha256,
 }
 
-impl Stream {
+impl<R: Read> Stream<R> {
     fn fill(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
         self.file.read_exact(bytes)?;
         self.hash.update(bytes);
@@ -146,7 +151,7 @@ fn check_private(_path: &Path, _file: &File, _kind: &'static str) -> Result<()> 
 }
 
 /// The header of a file, after magic number and length; the stream is at the words.
-fn read_header(path: &Path, kind: &'static str, stream: &mut Stream, length: u64) -> Result<Vec<u8>> {
+fn read_header(path: &Path, kind: &'static str, stream: &mut Stream<impl Read>, length: u64) -> Result<Vec<u8>> {
     let truncated = || malformed(path, kind, "it is truncated: copy or generate it again");
     let size = if length < (START + 4) as u64 { 0 } else { 4 };
     let mut bytes = [0; 4];
@@ -188,16 +193,34 @@ pub(crate) fn read<T: DeserializeOwned>(
     secrecy: Secrecy,
     expected: impl FnOnce(&T) -> Result<usize>,
 ) -> Result<(T, Zeroizing<Vec<u64>>)> {
-    let (mut file, length) = open_limited(path, MAX_FILE_BYTES)?;
+    let (file, length) = open_limited(path, MAX_FILE_BYTES)?;
+    let admit = |file: &File| if secrecy == Secrecy::Secret { check_private(path, file, kind) } else { Ok(()) };
+    read_stream((file, length), (path, kind), admit, expected)
+}
+
+/// The same from bytes that come from no file.
+pub(crate) fn from_bytes<T: DeserializeOwned>(
+    bytes: &[u8],
+    kind: &'static str,
+    expected: impl FnOnce(&T) -> Result<usize>,
+) -> Result<(T, Zeroizing<Vec<u64>>)> {
+    read_stream((bytes, bytes.len() as u64), (Path::new(IN_MEMORY), kind), |_| Ok(()), expected)
+}
+
+/// The same from anything of a known length; `path` is what errors call it. `admit` is asked once the magic number is right.
+fn read_stream<R: Read, T: DeserializeOwned>(
+    (mut file, length): (R, u64),
+    (path, kind): (&Path, &'static str),
+    admit: impl FnOnce(&R) -> Result<()>,
+    expected: impl FnOnce(&T) -> Result<usize>,
+) -> Result<(T, Zeroizing<Vec<u64>>)> {
     let mut start = [0; START];
     let start = &mut start[..START.min(usize::try_from(length).unwrap_or(START))];
     file.read_exact(start).map_err(|source| RuntimeError::Io { action: "read", path: path.to_owned(), source })?;
     if !start.starts_with(MAGIC) {
         return Err(malformed(path, kind, "it is no key or ciphertext of thex"));
     }
-    if secrecy == Secrecy::Secret {
-        check_private(path, &file, kind)?;
-    }
+    admit(&file)?;
     let mut stream = Stream { file, hash: Sha256::new() };
     let header = read_header(path, kind, &mut stream, length)?;
     let damaged = |e: serde_json::Error| malformed(path, kind, format!("its header is damaged ({e})"));

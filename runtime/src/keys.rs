@@ -5,7 +5,7 @@
 //! curve asks for. On disk the server key is *seeded* (masks from a seed, 160 MB); in memory it is expanded
 //! and laid out for the kernels (380 MB).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -13,11 +13,12 @@ use tfhe::core_crypto::commons::generators::DeterministicSeeder;
 use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
 use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
 use tfhe::core_crypto::prelude::*;
+use thex_circuit::file::IN_MEMORY;
 use thex_circuit::{ClientBundle, Parameters};
 use zeroize::Zeroize;
 
 use crate::checkpoint::digest_words;
-use crate::container::{Secrecy, contradiction, file_bytes, read, write};
+use crate::container::{Secrecy, check_writable, contradiction, file_bytes, from_bytes, read, to_bytes, write};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
 
@@ -60,6 +61,7 @@ impl std::fmt::Debug for ClientKey {
 }
 
 /// The evaluation keys, seeded: what a server needs, and nothing that decrypts.
+#[derive(Clone)]
 pub struct ServerKey {
     /// Identity and parameters.
     pub info: KeyInfo,
@@ -99,6 +101,33 @@ struct Seeds {
 struct ServerBody {
     info: KeyInfo,
     seeds: Seeds,
+}
+
+impl ServerBody {
+    /// Words of a file with this header, if this build runs keys of its parameters.
+    fn words(&self) -> Result<usize> {
+        self.info.parameters.check()?;
+        check_ring(&self.info.parameters)?;
+        Ok(self.info.parameters.key_words().iter().sum())
+    }
+}
+
+/// Makes a folder for a pair of keys: where the client key goes, and the server key.
+///
+/// # Errors
+/// The folder cannot be written, or has a client key already.
+pub fn new_folder(folder: &Path) -> Result<(PathBuf, PathBuf)> {
+    let io = |action, path: &Path, source| RuntimeError::Io { action, path: path.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(|source| io("make folder", folder, source))?;
+    let (secret, public) = (folder.join("client.key"), folder.join("server.key"));
+    if secret.exists() {
+        let reason = "it is there already, and whatever is encrypted under it would be lost; \
+                      move it away or choose another folder";
+        return Err(io("write to", &secret, std::io::Error::other(reason)));
+    }
+    check_writable(&secret)?;
+    check_writable(&public)?;
+    Ok((secret, public))
 }
 
 /// Where randomness comes from.
@@ -319,9 +348,23 @@ impl ServerKey {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let body = ServerBody { info: self.info.clone(), seeds: self.seeds.clone() };
-        let words = [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()];
-        write(path, SERVER_KEY, &body, &words, Secrecy::Public)
+        write(path, SERVER_KEY, &self.body(), &self.words(), Secrecy::Public)
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// Only if its header cannot be represented.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        Ok(std::mem::take(&mut *to_bytes(SERVER_KEY, &self.body(), &self.words())?))
+    }
+
+    fn body(&self) -> ServerBody {
+        ServerBody { info: self.info.clone(), seeds: self.seeds.clone() }
+    }
+
+    fn words(&self) -> [&[u64]; 3] {
+        [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()]
     }
 
     /// Reads a key; its dimensions are those of its parameters, or it is refused.
@@ -329,17 +372,26 @@ impl ServerKey {
     /// # Errors
     /// The file is missing, truncated, altered, or no server key.
     pub fn load(path: &Path) -> Result<Self> {
+        let (body, mut words) = read(path, SERVER_KEY, Secrecy::Public, ServerBody::words)?;
+        Self::from_words(body, std::mem::take(&mut *words), path)
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// They are truncated, altered, or no server key.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (body, mut words) = from_bytes(bytes, SERVER_KEY, ServerBody::words)?;
+        Self::from_words(body, std::mem::take(&mut *words), Path::new(IN_MEMORY))
+    }
+
+    /// `words` are as many as the parameters want; `path` is what errors call the file.
+    fn from_words(body: ServerBody, mut words: Vec<u64>, path: &Path) -> Result<Self> {
         let seed =
             |hex: &str| seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"));
-        let (body, mut loaded) = read(path, SERVER_KEY, Secrecy::Public, |body: &ServerBody| {
-            body.info.parameters.check()?;
-            check_ring(&body.info.parameters)?;
-            Ok(body.info.parameters.key_words().iter().sum())
-        })?;
         let p = body.info.parameters;
         let [ksk, bsk, _] = p.key_words();
         let (a, b, c) = (seed(&body.seeds.keyswitch)?, seed(&body.seeds.bootstrap)?, seed(&body.seeds.packing)?);
-        let mut words = std::mem::take(&mut *loaded);
         let packing = words.split_off(ksk + bsk);
         let bootstrap = words.split_off(ksk);
         Ok(Self {
@@ -366,7 +418,7 @@ impl ServerKey {
     #[must_use]
     pub fn digest(&self) -> String {
         let seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
-        digest_words(seeds.as_bytes(), [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()])
+        digest_words(seeds.as_bytes(), self.words())
     }
 
     /// The key with its masks, in standard (not Fourier) form, as tfhe's own functions take it.

@@ -9,6 +9,7 @@
 //! * `cuda` (with that feature): the executor's kernels on an NVIDIA GPU;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
 //! * [`ranks`]: one run by several processes, on one machine or many;
+//! * [`inference`]: all of a run, in memory;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
 //! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
 //! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
@@ -27,6 +28,7 @@ pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod image;
+pub mod inference;
 mod kernels;
 pub mod keys;
 pub mod labels;

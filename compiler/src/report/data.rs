@@ -446,9 +446,16 @@ impl ReportData {
     /// # Errors
     /// It cannot be read, is something else, or belongs to another circuit.
     pub fn load(path: &Path, circuit: &str) -> Result<Self> {
+        Self::read(path, &read_limited(path, MOST_BYTES)?, circuit)
+    }
+
+    /// The same from bytes; `path` is what errors call them.
+    ///
+    /// # Errors
+    /// As [`ReportData::load`].
+    pub fn read(path: &Path, bytes: &[u8], circuit: &str) -> Result<Self> {
         let malformed = |reason: String| CircuitError::Malformed { path: path.to_owned(), kind: "report file", reason };
-        let bytes = read_limited(path, MOST_BYTES)?;
-        let data: Self = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
+        let data: Self = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
         if data.version != VERSION {
             let reason =
                 format!("it has version {}, this program reads {VERSION}; compile the model again", data.version);

@@ -31,6 +31,9 @@ use crate::interface::MAX_TOKENIZER_BYTES;
 /// it; readers refuse what is newer.
 pub const FORMAT_VERSION: u32 = 2;
 
+/// What errors call bytes that come from no file.
+pub const IN_MEMORY: &str = "bytes in memory";
+
 /// The version of circuits without either, and of bundles.
 const BASE_VERSION: u32 = 1;
 
@@ -197,9 +200,14 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Reads a circuit or bundle: its header first, and the rest only if that is of the right kind and version and as long as it says.
 fn read_container(path: &Path, kind: &'static str) -> Result<Vec<u8>> {
+    let (mut file, length) = open_limited(path, MAX_FILE_BYTES)?;
+    read_stream(&mut file, length, path, kind)
+}
+
+/// The same from anything of a known length; `path` is what errors call it.
+fn read_stream(file: &mut impl Read, length: u64, path: &Path, kind: &'static str) -> Result<Vec<u8>> {
     let io = |source| CircuitError::Io { action: "read", path: path.to_owned(), source };
     let refuse = |reason: &str| Err(malformed(path, kind, reason.to_owned()));
-    let (mut file, length) = open_limited(path, MAX_FILE_BYTES)?;
     let truncated = "it is truncated: copy or compile it again";
     if length < 8 {
         return refuse(truncated);
@@ -213,7 +221,7 @@ fn read_container(path: &Path, kind: &'static str) -> Result<Vec<u8>> {
     if header > length - 8 {
         return refuse(truncated);
     }
-    (&mut file).take(header).read_to_end(&mut bytes).map_err(io)?;
+    file.by_ref().take(header).read_to_end(&mut bytes).map_err(io)?;
     if !bytes[8..].starts_with(MAGIC) {
         return refuse("it is no thex file");
     }
@@ -359,10 +367,22 @@ impl Circuit {
     /// # Errors
     /// [`CircuitError`] that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<(Self, String)> {
-        let bytes = read_container(path, "circuit")?;
-        let circuit = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "circuit", reason))?;
+        Self::checked(&read_container(path, "circuit")?, path)
+    }
+
+    /// The same from the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`Circuit::load`].
+    pub fn read(mut bytes: &[u8]) -> Result<(Self, String)> {
+        let (path, length) = (Path::new(IN_MEMORY), bytes.len() as u64);
+        Self::checked(&read_stream(&mut bytes, length, path, "circuit")?, path)
+    }
+
+    fn checked(bytes: &[u8], path: &Path) -> Result<(Self, String)> {
+        let circuit = Self::from_bytes(bytes).map_err(|reason| malformed(path, "circuit", reason))?;
         circuit.parameters.check()?;
-        Ok((circuit, digest(&bytes)))
+        Ok((circuit, digest(bytes)))
     }
 
     fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, String> {
@@ -551,8 +571,20 @@ impl ClientBundle {
     /// # Errors
     /// [`CircuitError`] that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = read_container(path, "client bundle")?;
-        let bundle = Self::from_bytes(&bytes).map_err(|reason| malformed(path, "client bundle", reason))?;
+        Self::checked(&read_container(path, "client bundle")?, path)
+    }
+
+    /// The same from the bytes of a file.
+    ///
+    /// # Errors
+    /// As [`ClientBundle::load`].
+    pub fn read(mut bytes: &[u8]) -> Result<Self> {
+        let (path, length) = (Path::new(IN_MEMORY), bytes.len() as u64);
+        Self::checked(&read_stream(&mut bytes, length, path, "client bundle")?, path)
+    }
+
+    fn checked(bytes: &[u8], path: &Path) -> Result<Self> {
+        let bundle = Self::from_bytes(bytes).map_err(|reason| malformed(path, "client bundle", reason))?;
         bundle.parameters.check()?;
         Ok(bundle)
     }

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use thex_circuit::file::digest;
 use ureq::http::Response;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, SendBody};
 
 use crate::error::{Result, ServeError};
-use crate::wire::{CircuitInfo, JobStatus, KeyStatus};
+use crate::wire::{CircuitInfo, JobState, JobStatus, KeyStatus};
 
 /// Longest wait for the server to say anything; it gives a sign of life more often than this.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -254,6 +255,22 @@ impl Remote {
         self.bytes(&format!("/v1/jobs/{id}/result"))
     }
 
+    /// The encrypted result of a job that has ended.
+    ///
+    /// # Errors
+    /// The job failed or was cancelled, the server cannot be reached, or the result is not the one that it computed.
+    pub fn outcome(&self, status: &JobStatus) -> Result<Vec<u8>> {
+        let id = &status.id;
+        let Some(result) = status.result.as_ref().filter(|_| status.state == JobState::Done) else {
+            return Err(ended(status));
+        };
+        let bytes = self.result(id)?;
+        if digest(&bytes) != result.digest {
+            return Err(ServeError::Unreachable("the result was altered on its way: fetch it again".into()));
+        }
+        Ok(bytes)
+    }
+
     /// Follows a job to its end, across lost connections and restarts of the server; `told` hears of every change.
     ///
     /// # Errors
@@ -274,6 +291,34 @@ impl Remote {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+}
+
+/// The error of a job without a result.
+fn ended(status: &JobStatus) -> ServeError {
+    let id = &status.id;
+    match &status.error {
+        Some(error) => match ServeError::remote(500, &serde_json::to_vec(error).unwrap_or_default()) {
+            ServeError::Remote { code, .. } => {
+                ServeError::Remote { status: 500, code, message: format!("job {id} failed: {}", error.message) }
+            }
+            other => other,
+        },
+        None => ServeError::Conflict(format!("job {id} was {}", status.state.name())),
+    }
+}
+
+/// The circuit of this name, or whose digest begins so, or the only one.
+///
+/// # Errors
+/// None fits, or several do; it lists them.
+pub fn choose(circuits: Vec<CircuitInfo>, wanted: Option<&str>) -> Result<CircuitInfo> {
+    let names: Vec<String> = circuits.iter().map(|c| format!("{} ({})", c.name, &c.digest[..12])).collect();
+    let fits = |c: &CircuitInfo| wanted.is_none_or(|w| c.name == w || (w.len() >= 6 && c.digest.starts_with(w)));
+    let mut fitting: Vec<CircuitInfo> = circuits.into_iter().filter(fits).collect();
+    match (fitting.pop(), fitting.is_empty()) {
+        (Some(one), true) => Ok(one),
+        _ => Err(ServeError::Usage(format!("choose one circuit by --model; the server has {}", names.join(", ")))),
     }
 }
 

@@ -84,19 +84,9 @@ pub(crate) fn run(args: &CompileArgs) -> Result<()> {
     ))
 }
 
-/// Points that may be lost where nothing is said.
-const DEFAULT_POINTS: f64 = 0.5;
-
 /// Searches for the forms that the budget allows, and asks for them.
 fn search_forms(args: &CompileArgs, options: &mut CompileOptions) -> Result<()> {
-    let budget = match (args.budget_accuracy, args.budget_seconds) {
-        (_, Some(seconds)) => Budget::Seconds(seconds),
-        (points, None) => Budget::Points(points.unwrap_or(DEFAULT_POINTS)),
-    };
-    let (Budget::Points(amount) | Budget::Seconds(amount)) = budget;
-    if !(amount.is_finite() && amount >= 0.0) {
-        return Err(CompileError::Usage("a budget must be a number, 0 or more".into()));
-    }
+    let budget = Budget::of(args.budget_accuracy, args.budget_seconds)?;
     let mut number = 0;
     let found = search(options, budget, &mut |trial| {
         number += 1;
@@ -113,8 +103,7 @@ fn search_forms(args: &CompileArgs, options: &mut CompileOptions) -> Result<()> 
             chosen.seconds, chosen.loss
         );
     }
-    options.approximate.extend(chosen.requests.iter().cloned());
-    options.parameters = Some(found.parameters);
+    found.apply(options);
     Ok(())
 }
 

@@ -13,12 +13,10 @@ pub(crate) fn show(error: &CompileError) -> ExitCode {
 
 fn render(error: &CompileError, theme: GraphicalTheme) -> String {
     let code = error.code();
-    let more = format!("`thex explain {code}` says more");
-    // Refused parameters and results have nothing to do with operators.
-    let of_model = !matches!(code, "TX0103" | "TX0104");
-    let help = error.help().filter(|_| of_model).map_or_else(|| more.clone(), |help| format!("{help}; {more}"));
-    let diagnostic =
-        MietteDiagnostic::new(error.to_string()).with_severity(Severity::Error).with_code(code).with_help(help);
+    let diagnostic = MietteDiagnostic::new(error.to_string())
+        .with_severity(Severity::Error)
+        .with_code(code)
+        .with_help(error.advice());
     let mut text = String::new();
     let handler = GraphicalReportHandler::new_themed(theme).with_width(120);
     if handler.render_report(&mut text, &diagnostic).is_err() {

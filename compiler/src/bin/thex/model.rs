@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use thex::error::{CompileError, Result};
-use thex::pipeline::CompileOptions;
+use thex::pipeline::{CompileOptions, check_precision};
 use thex_circuit::Parameters;
 use thex_passes::{Precision, Profile};
 
@@ -101,17 +101,15 @@ impl ModelArgs {
 
     /// Options of the compiler for this model and data.
     pub(crate) fn options(&self, model: &Path, calibration: &Path, dump_ir: Option<PathBuf>) -> Result<CompileOptions> {
-        let sensible = self.output_error > 0.0 && self.output_error.is_finite() && (0.0..=10.0).contains(&self.margin);
-        if !sensible {
-            return Err(CompileError::Usage("--output-error must be positive, --margin between 0 and 10".into()));
-        }
+        let precision = Precision { output_error: self.output_error, margin: self.margin };
+        check_precision(precision)?;
         Ok(CompileOptions {
             model: model.to_owned(),
             calibration: calibration.to_owned(),
             profile: self.profile.into(),
             approximate: self.approximate.clone(),
             shapes: self.shapes.iter().cloned().collect(),
-            precision: Precision { output_error: self.output_error, margin: self.margin },
+            precision,
             parameters: self.parameters,
             dump_ir,
             pass_options: self.settings.pass_options.clone(),

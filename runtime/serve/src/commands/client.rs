@@ -21,7 +21,7 @@ use thex_runtime::source::Source;
 use thex_runtime::{ClientKey, EncryptedOutputs, Progress, RuntimeError};
 
 use super::print_line;
-use crate::client::{Access, Remote};
+use crate::client::{Access, Remote, choose};
 use crate::error::{Result, ServeError};
 use crate::sha;
 use crate::wire::{CircuitInfo, JobState, JobStatus};
@@ -198,16 +198,6 @@ impl Home {
     }
 }
 
-fn choose(circuits: Vec<CircuitInfo>, wanted: Option<&str>) -> Result<CircuitInfo> {
-    let names: Vec<String> = circuits.iter().map(|c| format!("{} ({})", c.name, &c.digest[..12])).collect();
-    let fits = |c: &CircuitInfo| wanted.is_none_or(|w| c.name == w || (w.len() >= 6 && c.digest.starts_with(w)));
-    let mut fitting: Vec<CircuitInfo> = circuits.into_iter().filter(fits).collect();
-    match (fitting.pop(), fitting.is_empty()) {
-        (Some(one), true) => Ok(one),
-        _ => Err(ServeError::Usage(format!("choose one circuit by --model; the server has {}", names.join(", ")))),
-    }
-}
-
 /// The bundle of a circuit: the user's, the one that is here, or the server's.
 fn fetch_bundle(remote: &Remote, home: &Home, circuit: &CircuitInfo, given: Option<&Path>) -> Result<ClientBundle> {
     let path = home.bundle();
@@ -328,34 +318,14 @@ fn finish(remote: &Remote, home: &Home, bundle: &ClientBundle, id: &str, showing
     if let Some(bar) = &watching.bar {
         bar.finish();
     }
-    let Some(result) = status.result.filter(|_| status.state == JobState::Done) else {
+    if status.state != JobState::Done {
         let _ = std::fs::remove_file(home.pending(id));
-        return Err(ended(id, status.state, status.error));
-    };
-    let bytes = remote.result(id)?;
-    if thex_circuit::file::digest(&bytes) != result.digest {
-        return Err(ServeError::Unreachable("the result was altered on its way: fetch it again".into()));
     }
-    let file = tempfile::Builder::new().prefix(".result-").tempfile_in(&home.0).map_err(make(&home.0))?;
-    std::fs::write(file.path(), &bytes).map_err(make(file.path()))?;
-    let outputs = EncryptedOutputs::load(file.path(), &bundle.parameters)?;
+    let outputs = EncryptedOutputs::from_bytes(&remote.outcome(&status)?, &bundle.parameters)?;
     let rounding = if showing.raw { Rounding::Raw } else { Rounding::Modelled };
     let values = crypto::decrypt(bundle, &ClientKey::load(&home.secret())?, &outputs, rounding)?;
     eprintln!("{}", rounding_note(rounding));
     print_outputs(bundle, &values, rounding, showing.json)?;
     let _ = std::fs::remove_file(home.pending(id));
     Ok(())
-}
-
-/// The error of a job without a result.
-fn ended(id: &str, state: JobState, error: Option<crate::wire::ErrorBody>) -> ServeError {
-    match error {
-        Some(error) => match ServeError::remote(500, &serde_json::to_vec(&error).unwrap_or_default()) {
-            ServeError::Remote { code, .. } => {
-                ServeError::Remote { status: 500, code, message: format!("job {id} failed: {}", error.message) }
-            }
-            other => other,
-        },
-        None => ServeError::Conflict(format!("job {id} was {}", state.name())),
-    }
 }
