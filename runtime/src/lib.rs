@@ -9,7 +9,7 @@
 //! * `cuda` (with that feature): the executor's kernels on an NVIDIA GPU;
 //! * [`run`]: one such run: watched, stopped, resumed from a [`checkpoint`]; [`memory`]: what it will need;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
-//! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
+//! * [`calibrate`]: how long each kernel takes on this machine; [`mod@bench`]: that, and where a circuit's time goes, for people;
 //! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.
