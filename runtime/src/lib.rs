@@ -11,7 +11,7 @@
 //! * [`ranks`]: one run by several processes, on one machine or many;
 //! * [`inference`]: all of a run, in memory;
 //! * [`simulate`]: the same circuit on phases, with the noise that the model predicts;
-//! * [`calibrate`]: how long each kernel takes on this machine; [`bench`]: that, and where a circuit's time goes, for people;
+//! * [`calibrate`]: how long each kernel takes on this machine; [`mod@bench`]: that, and where a circuit's time goes, for people;
 //! * [`commands`]: four commands of both programs, `thex` and `thex-runtime`.
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no pass.

@@ -1,7 +1,7 @@
 //! How much memory a run needs, before it starts.
 //!
 //! Three things take memory: the circuit; the evaluation keys, which have their peak while they are expanded; and ciphertexts, which
-//! [live](crate::state) from the instruction that writes them to the last one that reads them, with the buffers of the batch at work.
+//! live from the instruction that writes them to the last one that reads them, with the buffers of the batch at work.
 //! All sizes follow from the circuit, so the peak does. Measured peaks (`VmHWM`) lie a little above or below, by what the
 //! allocator keeps of what was freed; see ARCHITECTURE.md.
 

@@ -39,7 +39,7 @@ const GUARD_SIGMAS: f64 = 6.5;
 const LEAST_GUARD_SIGMAS: f64 = 3.25;
 
 /// Positions kept free at each edge of a look-up's domain, so that the noise of an argument at the edge does not carry it over.
-/// Boxes are small, and what is free is lost to precision: a sixteenth, but at least [`LEAST_GUARD_SIGMAS`], and never more than a
+/// Boxes are small, and what is free is lost to precision: a sixteenth, but at least `LEAST_GUARD_SIGMAS`, and never more than a
 /// quarter.
 #[must_use]
 pub fn guard(parameters: &Parameters, domain: Domain) -> f64 {

@@ -1,8 +1,8 @@
 //! The leaf crate of thex: what the compiler writes and the runtime reads.
 //!
-//! It holds the cryptographic [`Parameters`] and the [noise](noise) that each instruction adds, the
-//! [`Circuit`] that a server runs, the [`ClientBundle`] that a client keeps, the [file](file) container
-//! that both travel in, and the few [clear](clear) tensor operations that a bundle may carry (which
+//! It holds the cryptographic [`Parameters`] and the [noise] that each instruction adds, the
+//! [`Circuit`] that a server runs, the [`ClientBundle`] that a client keeps, the [mod@file] container
+//! that both travel in, and the few [clear] tensor operations that a bundle may carry (which
 //! the compiler's IR reuses, so that there is one interpreter).
 //!
 //! **Invariant:** this crate knows no ONNX, no IR and no secret key.

@@ -1,4 +1,4 @@
-//! The routes. Every answer is JSON, a file, or events; every failure is an [`ErrorBody`](crate::wire::ErrorBody).
+//! The routes. Every answer is JSON, a file, or events; every failure is an [`ErrorBody`].
 //!
 //! Changes are `PUT` and `DELETE`, which repeat safely, and which a foreign web page cannot send without being asked first. Whatever touches
 //! the disk runs on threads that may block.

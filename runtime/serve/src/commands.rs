@@ -1,6 +1,8 @@
-//! The commands that both programs, `thex` and `thex-runtime`, offer: `serve`, `token` and `client`.
+//! The commands that both programs, `thex` and `thex-runtime`, offer: `serve`, `token` and `client`; and `man` and
+//! `completions`, which describe either.
 
 mod client;
+mod manual;
 mod serve;
 
 use std::path::PathBuf;
@@ -8,6 +10,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 pub use client::{ClientArgs, client};
+pub use manual::{CompletionsArgs, ManArgs, completions, man};
 pub use serve::{ServeArgs, serve};
 
 use crate::error::{Result, ServeError};

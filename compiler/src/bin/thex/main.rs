@@ -4,12 +4,12 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use thex::demo::{DemoOptions, demo};
 use thex::error::{CompileError, Result};
 use thex::evaluate::{EvaluateOptions, Mode, Workload, evaluate};
 use thex_runtime::commands::{self, DecryptArgs, Device, EncryptArgs, KeygenArgs, RunArgs};
-use thex_serve::commands::{self as service, ClientArgs, ServeArgs, TokenArgs};
+use thex_serve::commands::{self as service, ClientArgs, CompletionsArgs, ManArgs, ServeArgs, TokenArgs};
 
 use compile::CompileArgs;
 use explain::ExplainArgs;
@@ -76,6 +76,8 @@ enum Command {
     Passes(PassesArgs),
     Explain(ExplainArgs),
     Demo(DemoArgs),
+    Man(ManArgs),
+    Completions(CompletionsArgs),
 }
 
 /// Compare a compiled model with its float original on data.
@@ -169,6 +171,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Passes(args) => passes::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Man(args) => Ok(service::man(Cli::command(), args)?),
+        Command::Completions(args) => Ok(service::completions(Cli::command(), args)?),
         Command::Demo(args) => demo(&DemoOptions {
             profile: args.profile.into(),
             sample: args.sample,

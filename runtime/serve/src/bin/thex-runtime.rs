@@ -3,10 +3,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use thex_runtime::bench::{self, BenchArgs};
 use thex_runtime::commands::{self, DecryptArgs, EncryptArgs, KeygenArgs, RunArgs};
-use thex_serve::commands::{self as service, ClientArgs, ServeArgs, TokenArgs};
+use thex_serve::commands::{self as service, ClientArgs, CompletionsArgs, ManArgs, ServeArgs, TokenArgs};
 use thex_serve::{Result, ServeError};
 
 /// Run transformers on encrypted data: keys, encryption, execution, decryption of circuits compiled by thex.
@@ -27,6 +27,8 @@ enum Command {
     Serve(ServeArgs),
     Token(TokenArgs),
     Client(ClientArgs),
+    Man(ManArgs),
+    Completions(CompletionsArgs),
 }
 
 fn run(command: &Command) -> Result<()> {
@@ -39,6 +41,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Serve(args) => service::serve(args),
         Command::Token(args) => service::token(args),
         Command::Client(args) => service::client(args),
+        Command::Man(args) => service::man(Cli::command(), args),
+        Command::Completions(args) => service::completions(Cli::command(), args),
     }
 }
 
