@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use pyo3::Borrowed;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyType};
@@ -18,12 +20,24 @@ use crate::work::detached;
 const MAX_FILE_BYTES: u64 = 8 << 30;
 
 /// Bytes, or a file's.
-#[derive(FromPyObject)]
 pub(crate) enum Given {
     /// The contents.
     Bytes(PyBackedBytes),
     /// The file.
     Path(PathBuf),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Given {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(bytes) = value.extract() {
+            return Ok(Self::Bytes(bytes));
+        }
+        let kind = value.get_type().name()?.to_string();
+        let path = value.extract().map(Self::Path);
+        path.map_err(|_| PyTypeError::new_err(format!("expected a path or bytes, not {kind}")))
+    }
 }
 
 impl Given {

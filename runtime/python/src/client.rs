@@ -56,7 +56,7 @@ impl Owner {
 
     /// Encrypts one sample.
     pub(crate) fn encrypt(&self, sample: &[Named]) -> Result<(EncryptedInputs, Encoded)> {
-        Ok(client::encrypt(&self.bundle, &*self.pair()?.secret, sample)?)
+        Ok(client::encrypt(&self.bundle, &self.pair()?.secret, sample)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Compiling, and what comes out of it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -15,7 +15,7 @@ use thex::report::data::{self, Recipe, ReportData};
 use thex::report::page::{page, report_json};
 use thex::report::{circuit_json, circuit_text};
 use thex_circuit::file::write_atomic;
-use thex_circuit::{CircuitError, ClientBundle, NoiseModel};
+use thex_circuit::{CircuitError, ClientBundle, NoiseModel, Parameters};
 use thex_runtime::client::Named;
 use thex_runtime::simulate::infer;
 use thex_runtime::{KernelTimes, Simulator, calibrate, check_writable};
@@ -38,8 +38,20 @@ pub(crate) struct Compiled {
     bundle_bytes: Vec<u8>,
     /// For `thex report`, `thex verify`, and for `thex export`: absent if it was loaded without them.
     side: [Option<Vec<u8>>; 2],
-    /// Measured when the first report is asked for.
-    times: Arc<OnceLock<KernelTimes>>,
+}
+
+/// How long the kernels take on this machine: measured once for each set of parameters.
+static TIMES: Mutex<Vec<(Parameters, KernelTimes)>> = Mutex::new(Vec::new());
+
+fn times(py: Python<'_>, parameters: Parameters) -> PyResult<KernelTimes> {
+    let known =
+        |list: &[(Parameters, KernelTimes)]| list.iter().find(|(p, _)| *p == parameters).map(|(_, times)| *times);
+    if let Some(times) = known(&TIMES.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return Ok(times);
+    }
+    let times = watched(py, None, Stopping::Abandoned, move |_| Ok(calibrate::measure(parameters, 0)?))?;
+    TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((parameters, times));
+    Ok(times)
 }
 
 /// What a compilation gives.
@@ -78,22 +90,12 @@ impl Compiled {
             let reason = "they come from different compilations; compile the model again".into();
             return Err(CircuitError::Mismatch { left, right, reason }.into());
         }
-        Ok(Self { loaded, bundle, bundle_bytes, side, times: Arc::default() })
+        Ok(Self { loaded, bundle, bundle_bytes, side })
     }
 
     /// A client without keys.
     pub(crate) fn new_client(&self) -> Client {
         Client { owner: Owner::new(self.bundle.clone()) }
-    }
-
-    /// How long the kernels take on this machine.
-    fn times(&self, py: Python<'_>) -> PyResult<KernelTimes> {
-        if let Some(known) = self.times.get() {
-            return Ok(*known);
-        }
-        let parameters = self.loaded.circuit.parameters;
-        let times = watched(py, None, Stopping::Abandoned, move |_| Ok(calibrate::measure(parameters, 0)?))?;
-        Ok(*self.times.get_or_init(|| times))
     }
 
     fn report_data(&self) -> Result<ReportData> {
@@ -155,10 +157,10 @@ impl Compiled {
 
     /// What the circuit is and costs: the dictionary that `thex inspect --format json` prints, which shows as `thex compile` does.
     ///
-    /// The first call times the kernels on this machine, for two seconds or so.
+    /// The first call times the kernels on this machine, for some seconds.
     fn report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let times = self.times(py)?;
         let Loaded { circuit, digest, .. } = &*self.loaded;
+        let times = times(py, circuit.parameters)?;
         let json = circuit_json(circuit, digest, &times).to_string();
         let values = py.import("json")?.call_method1("loads", (json,))?;
         let text = circuit_text(circuit, digest, &times);
@@ -167,11 +169,10 @@ impl Compiled {
 
     /// The page that `thex report` writes, on cost, error, ranges and decisions, as HTML.
     fn html<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
-        let times = self.times(py)?;
-        let make = || {
-            let Loaded { circuit, digest, .. } = &*self.loaded;
-            Ok(page(&report_json(circuit, digest, &self.report_data()?, &times)?))
-        };
+        let data = detached(py, || self.report_data())?;
+        let Loaded { circuit, digest, .. } = &*self.loaded;
+        let times = times(py, circuit.parameters)?;
+        let make = || Ok(page(&report_json(circuit, digest, &data, &times)?));
         Ok(PyString::new(py, &detached(py, make)?))
     }
 

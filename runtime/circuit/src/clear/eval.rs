@@ -294,6 +294,9 @@ fn gather(op: &ClearOp, table: &Tensor, indices: &Tensor, axis: usize, shape: &[
     let len = table.shape()[axis];
     let mut picked = Vec::with_capacity(indices.len());
     for &index in indices {
+        if index.fract().abs() > 0.0 {
+            return fail(op, format!("index {index} is no whole number"));
+        }
         let i = index as i64;
         let i = if i < 0 { i + len as i64 } else { i };
         if i < 0 || i >= len as i64 {
@@ -347,6 +350,8 @@ mod tests {
         let y = evaluate(&ClearOp::Gather { axis: 0 }, &[&table, &tensor(&[2], &[2.0, 0.0])]).unwrap();
         assert_eq!(y, tensor(&[2, 2], &[4.0, 5.0, 0.0, 1.0]));
         assert!(evaluate(&ClearOp::Gather { axis: 0 }, &[&table, &tensor(&[1], &[3.0])]).is_err());
+        let error = evaluate(&ClearOp::Gather { axis: 0 }, &[&table, &tensor(&[1], &[0.5])]).unwrap_err();
+        assert!(error.to_string().contains("0.5 is no whole number"), "{error}");
     }
 
     #[test]
