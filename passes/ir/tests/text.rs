@@ -77,7 +77,7 @@ fn a_look_up_over_the_full_torus_says_its_slope() {
     let looked_up: Vec<f64> = values[&named(&graph, "pbs")].iter().copied().collect();
     let wanted: Vec<f64> = values[&named(&graph, "argument")].iter().map(|x| x.abs() / 2.0).collect();
     assert!(looked_up.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{looked_up:?} {wanted:?}");
-    assert!(verify(&graph, &VerifyOptions { polynomial_size: Some(SIZE), ..VerifyOptions::default() }).is_ok());
+    assert!(verify(&graph, &VerifyOptions { polynomial_size: Some(SIZE) }).is_ok());
 }
 
 #[test]
