@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 
 def sentences(count, seed):
     """Ids, masks and labels: of positive and negative words among others, more are positive, or more are negative."""
-    kinds = [["good", "great", "fine", "fun"], ["bad", "awful", "dull", "slow"]]
+    kinds = [["bad", "awful", "dull", "slow"], ["good", "great", "fine", "fun"]]  # in the order of tiny_labels.txt
     others = ["the", "film", "was", "a", "is", "very", "and", "plot", "actor", "."]
     random = numpy.random.default_rng(seed)
     ids, masks, labels = [], [], []
