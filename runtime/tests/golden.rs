@@ -1,6 +1,6 @@
 //! Golden files: every version of the formats that this thex promises to read, with what was decrypted when they were made.
 //!
-//! `tests/golden/v1/make.sh` has the command. Floating-point transforms may round differently on another processor, so what a run gives is
+//! `make.sh` in each folder has the command. Floating-point transforms may round differently on another processor, so what a run gives is
 //! compared within the modelled noise; what was encrypted then is decrypted exactly.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
@@ -19,7 +19,7 @@ struct Golden {
 
 impl Golden {
     fn open(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v1").join(name);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
         let bundle = ClientBundle::load(&folder.join("m.client")).unwrap();
         let expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
         Self { folder, bundle, expected }
@@ -76,7 +76,7 @@ impl Golden {
 
 #[test]
 fn a_kept_result_is_decrypted_to_the_same_bits() {
-    let golden = Golden::open("text");
+    let golden = Golden::open("v1/text");
     let result = EncryptedOutputs::load(&golden.path("out.ct"), &golden.bundle.parameters).unwrap();
     let outputs = client::decrypt(&golden.bundle, &golden.key(), &result, Rounding::Modelled).unwrap();
     assert_eq!(outputs[0].1.iter().copied().collect::<Vec<_>>(), golden.values("logits"));
@@ -85,13 +85,13 @@ fn a_kept_result_is_decrypted_to_the_same_bits() {
 
 #[test]
 fn a_kept_circuit_of_a_text_model_gives_the_kept_result() {
-    let golden = Golden::open("text");
+    let golden = Golden::open("v1/text");
     golden.assert_near(&golden.run_again());
 }
 
 #[test]
 fn a_kept_circuit_of_all_instructions_gives_the_kept_result() {
-    let golden = Golden::open("attention");
+    let golden = Golden::open("v1/attention");
     let (circuit, _) = Circuit::load(&golden.path("m.circuit")).unwrap();
     let mut used: Vec<&str> = circuit.instructions.iter().map(|i| i.mnemonic()).collect();
     used.sort_unstable();
@@ -101,10 +101,18 @@ fn a_kept_circuit_of_all_instructions_gives_the_kept_result() {
 }
 
 #[test]
+fn a_kept_circuit_of_version_2_gives_the_kept_result() {
+    let golden = Golden::open("v2/extended");
+    let (circuit, _) = Circuit::load(&golden.path("m.circuit")).unwrap();
+    assert_eq!(circuit.largest_extension(), 2);
+    golden.assert_near(&golden.run_again());
+}
+
+#[test]
 fn what_is_read_is_written_without_loss() {
     let folder = tempfile::tempdir().unwrap();
     let again = folder.path().join("x");
-    for name in ["text", "attention"] {
+    for name in ["v1/text", "v1/attention", "v2/extended"] {
         let golden = Golden::open(name);
         let (circuit, _) = Circuit::load(&golden.path("m.circuit")).unwrap();
         std::fs::write(&again, circuit.to_bytes().unwrap()).unwrap();
