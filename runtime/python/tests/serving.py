@@ -20,7 +20,7 @@ class Server:
         served.mkdir()
         for model in models:
             model.save(served / model.circuit.model.removesuffix(".onnx"))
-        command = [program, "serve", str(served), "--data", str(folder / "data"), "--listen", "127.0.0.1:0"]
+        command = [program, "serve", str(served), "--data", str(folder / "data"), "--listen", "127.0.0.1:0", "--client-keys", "16"]
         with open(folder / "log", "wb") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None

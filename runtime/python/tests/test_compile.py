@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +110,17 @@ def test_options_reach_the_compiler(text: thex.Compiled, words: Arrays) -> None:
     x = words["input_ids"]
     errors = [np.abs(c.simulate(x)["logits"] - c.clear(x)["logits"]).max() for c in (text, wide)]
     assert errors[0] < errors[1]
+
+
+def test_ctrl_c_leaves_a_compilation() -> None:
+    image = np.load(DATA / "digits_calibration.npz")["image"]
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        thex.compile(MODELS / "digits_vit.onnx", {"image": image}, "auto")
+    assert time.monotonic() - start < 5
+    timer.join()
 
 
 def test_other_threads_run_while_it_compiles() -> None:

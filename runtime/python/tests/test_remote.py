@@ -152,7 +152,7 @@ def test_errors_of_the_service(url: str, client: thex.Client, tmp_path: Path) ->
 
 
 def test_a_model_that_is_not_served(url: str, words: dict[str, Any]) -> None:
-    other = thex.compile(MODELS / "tiny_text.onnx", words, output_error=1.0)
+    other = thex.compile(MODELS / "tiny_text.onnx", words, margin=2.0)
     with pytest.raises(thex.ThexError) as caught:
         thex.remote(url).predict(thex.Client(other).keygen(), np.zeros(8))
     assert caught.value.code in ("TX0003", "TX0601")
