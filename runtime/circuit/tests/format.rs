@@ -247,7 +247,8 @@ fn inconsistent_circuits_are_refused() {
     let cases: Vec<Vec<Instruction>> = vec![
         vec![keyswitch(vec![7], 2048)],
         vec![keyswitch(vec![u32::MAX], 2048)],
-        vec![keyswitch(vec![0], 4096)],
+        vec![keyswitch(vec![0], 3000)],
+        vec![keyswitch(vec![0], 4097)],
         vec![keyswitch(vec![0], 0)],
         vec![extended(MAX_EXTENSION + 1)],
         vec![extended(u32::MAX)],

@@ -122,6 +122,7 @@ mod tests {
             RuntimeError::Malformed { path: "in.ct".into(), kind: "ciphertext", reason: "it is truncated".into() },
             RuntimeError::Io { action: "write to", path: "out.ct".into(), source: denied() },
             RuntimeError::Device("no GPU can be used: there is none".into()),
+            RuntimeError::Ranks("rank 1 has another circuit than rank 0".into()),
             RuntimeError::Memory { needed: 1_200_000_001, limit: 1 << 30, given: true, advice: "use less".into() },
             RuntimeError::Stopped { done: 1000, total: 4518, checkpoint: Some("kept".into()) },
             RuntimeError::Internal("a batch is empty".into()),
