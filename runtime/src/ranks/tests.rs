@@ -114,10 +114,11 @@ fn a_checkpoint_goes_on_on_any_number_of_ranks() {
     let lwes = encrypt(&inputs()).concat();
     let circuit = all_five();
     let expected = alone(&circuit, &lwes);
-    for (threads, stops) in [(&[1, 1][..], (1, 1)), (&[1, 1, 1], (2, 1))] {
+    // The look-ups are less than a batch, and so are the products: each is one part. What is left at last is a linear map.
+    for (threads, stops, kept) in [(&[1, 1][..], (1, 1), 8), (&[1, 1, 1], (2, 1), circuit.pbs_count())] {
         for (rank, ended) in go_on(folder.path(), threads, &lwes, stops).into_iter().enumerate() {
             let Err(RuntimeError::Stopped { done, checkpoint, .. }) = ended else { unreachable!("{ended:?}") };
-            assert!(done > 0 && done <= circuit.pbs_count(), "{done}");
+            assert_eq!(done, kept);
             assert_eq!(checkpoint.is_some(), rank == 0);
         }
     }
