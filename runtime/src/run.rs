@@ -4,7 +4,7 @@
 //! between two parts the run looks whether it shall stop and whether a checkpoint is due. Every ciphertext is computed by itself,
 //! so the parts, and where they are cut, change no bit of the result. A run that nobody can stop and nothing keeps is not cut.
 //!
-//! Of a run that [ranks](crate::ranks) share, rank 0 keeps the checkpoint, and decides how long parts are; a rank that shall stop stops all.
+//! Of a run that [`ranks`] share, rank 0 keeps the checkpoint, and decides how long parts are; a rank that shall stop stops all.
 //!
 //! Nothing is printed here, and signals are the program's affair: it sets the flag that [`RunOptions::stop`] points to.
 
