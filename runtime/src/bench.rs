@@ -264,24 +264,26 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     write.map_err(|source| RuntimeError::Io { action: "write to", path, source })
 }
 
+/// Round times, for tests.
+#[cfg(test)]
+pub(crate) const TIMES: KernelTimes = KernelTimes {
+    threads: 2,
+    pbs_ns: 5e6,
+    keyswitch_ns: 1e6,
+    pack_ns: 1e6,
+    multiply_add_ns: 200.0,
+    lut_product_ns: 6e6,
+    lone_pbs_ns: 1.2e7,
+    lane_ns: 5.5e6,
+    lone_keyswitch_ns: 3e6,
+    lone_pack_ns: 9e6,
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use thex_circuit::CircuitInfo;
     use thex_circuit::instruction::{Block, Keyswitch, Pbs, Provenance};
-
-    const TIMES: KernelTimes = KernelTimes {
-        threads: 2,
-        pbs_ns: 5e6,
-        keyswitch_ns: 1e6,
-        pack_ns: 1e6,
-        multiply_add_ns: 200.0,
-        lut_product_ns: 6e6,
-        lone_pbs_ns: 1.2e7,
-        lane_ns: 5.5e6,
-        lone_keyswitch_ns: 3e6,
-        lone_pack_ns: 9e6,
-    };
 
     /// 64 look-ups of one input: 0.32 s of rotations in full batches, and 64 keyswitches of 1 ms.
     fn looked_up() -> Circuit {

@@ -22,6 +22,7 @@ use crate::client::{self, Named, Rounding};
 use crate::container::check_writable;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Backend, CpuBackend, Executor};
+use crate::inference::belong;
 use crate::keys::{self, ClientKey, KeyInfo, ServerKey, same_circuit, same_key};
 use crate::labels::{self, Classified};
 use crate::memory::{self, Limit, Prediction, parse_bytes};
@@ -222,6 +223,15 @@ pub fn check_key(bundle_path: &Path, bundle: &ClientBundle, key_path: &Path, inf
     Ok(())
 }
 
+/// Checks that a client key and a server key were generated together.
+///
+/// # Errors
+/// [`RuntimeError::Mismatch`] that names both files.
+pub fn check_pair(client_path: &Path, client: &KeyInfo, server_path: &Path, server: &KeyInfo) -> Result<()> {
+    let advice = "use the two keys that one `keygen` wrote";
+    same_key(&label(client_path), &client.id, &label(server_path), &server.id, advice)
+}
+
 /// Encrypts one sample, text or picture.
 ///
 /// # Errors
@@ -319,17 +329,6 @@ impl Progress for Bar {
     }
 }
 
-/// Checks that circuit, server key and input belong together.
-fn check_run(args: &RunArgs, digest: &str, key: &KeyInfo, input: &CiphertextInfo) -> Result<()> {
-    let (circuit, key_label, input_label) = (label(&args.circuit), label(&args.key), label(&args.input));
-    let advice = "use the circuit that the keys were generated for, or generate keys for this one";
-    same_circuit(&circuit, digest, &key_label, &key.circuit, advice)?;
-    let advice = "encrypt the input again, with the bundle of this circuit";
-    same_circuit(&circuit, digest, &input_label, &input.circuit, advice)?;
-    let advice = "use the server key that goes with the client key of the input";
-    same_key(&input_label, &input.key, &key_label, &key.id, advice)
-}
-
 /// Refuses a run that does not fit into memory, and warns of one that does not fit at the moment. So many processes share the machine.
 fn check_memory(args: &RunArgs, circuit: &Circuit, threads: usize, sharers: usize) -> Result<()> {
     let (prediction, sharers) = (Prediction::new(circuit, threads), sharers as u64);
@@ -399,14 +398,8 @@ fn prepare(args: &RunArgs, seat: Seat) -> Result<Prepared> {
     check_memory(args, &circuit, pool.current_num_threads(), seat.neighbours)?;
     let input = EncryptedInputs::load(&args.input)?;
     let key = ServerKey::load(&args.key)?;
-    check_run(args, &digest, &key.info, &input.info)?;
-    let ports: Vec<(String, usize)> = circuit.inputs.iter().map(|(n, b)| (n.clone(), b.len as usize)).collect();
-    if input.info.ports != ports {
-        let (found, wanted) = (&input.info.ports, &ports);
-        return Err(RuntimeError::Input(format!("the input has {found:?} where the circuit takes {wanted:?}")));
-    }
-    let ports = circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect();
-    let info = CiphertextInfo { key: key.info.id.clone(), circuit: digest, ports };
+    let names = [label(&args.circuit), label(&args.key), label(&args.input)];
+    let info = belong(names.each_ref().map(String::as_str), &circuit, &digest, &key.info, &input.info)?;
     Ok(Prepared { pool, circuit, input, key, info, checkpoint: None })
 }
 

@@ -21,25 +21,42 @@ pub struct Job<'a> {
     pub input: &'a EncryptedInputs,
 }
 
+/// What circuit, server key and input are called where no file has them.
+const NAMES: [&str; 3] = ["the circuit", "the server key", "the encrypted input"];
+
+/// Checks that circuit, server key and input, which are called `names`, belong together; what the outputs will belong to.
+///
+/// # Errors
+/// [`RuntimeError::Mismatch`] or [`RuntimeError::Input`]: they do not, and what to do.
+pub(crate) fn belong(
+    names: [&str; 3],
+    circuit: &Circuit,
+    digest: &str,
+    key: &KeyInfo,
+    input: &CiphertextInfo,
+) -> Result<CiphertextInfo> {
+    let [named_circuit, named_key, named_input] = names;
+    let advice = "use the circuit that the keys were generated for, or generate keys for this one";
+    same_circuit(named_circuit, digest, named_key, &key.circuit, advice)?;
+    let advice = "encrypt the input again, with the bundle of this circuit";
+    same_circuit(named_circuit, digest, named_input, &input.circuit, advice)?;
+    let advice = "use the server key that goes with the client key of the input";
+    same_key(named_input, &input.key, named_key, &key.id, advice)?;
+    let ports: Vec<(String, usize)> = circuit.inputs.iter().map(|(n, block)| (n.clone(), block.len as usize)).collect();
+    if input.ports != ports {
+        return Err(RuntimeError::Input(format!("the input has {:?} where the circuit takes {ports:?}", input.ports)));
+    }
+    let ports = circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect();
+    Ok(CiphertextInfo { key: key.id.clone(), circuit: digest.to_owned(), ports })
+}
+
 impl Job<'_> {
     /// Checks that circuit, server key and input belong together.
     ///
     /// # Errors
     /// [`RuntimeError::Mismatch`] or [`RuntimeError::Input`]: they do not, and what to do.
     pub fn check(&self, key: &KeyInfo) -> Result<()> {
-        let advice = "use the circuit that the keys were generated for, or generate keys for this one";
-        same_circuit("the circuit", self.digest, "the server key", &key.circuit, advice)?;
-        let info = &self.input.info;
-        let advice = "encrypt the input again, with the bundle of this circuit";
-        same_circuit("the circuit", self.digest, "the encrypted input", &info.circuit, advice)?;
-        let advice = "use the server key that goes with the client key of the input";
-        same_key("the encrypted input", &info.key, "the server key", &key.id, advice)?;
-        let ports: Vec<(String, usize)> =
-            self.circuit.inputs.iter().map(|(name, block)| (name.clone(), block.len as usize)).collect();
-        if info.ports == ports {
-            return Ok(());
-        }
-        Err(RuntimeError::Input(format!("the input has {:?} where the circuit takes {ports:?}", info.ports)))
+        belong(NAMES, self.circuit, self.digest, key, &self.input.info).map(drop)
     }
 
     /// Runs it on the threads of the current rayon pool; `key` says what the backend's keys are. A checkpoint is removed after success.
@@ -47,13 +64,11 @@ impl Job<'_> {
     /// # Errors
     /// As [`check`](Self::check) and [`Run::complete`].
     pub fn run(&self, backend: &dyn Backend, key: &KeyInfo, options: RunOptions<'_>) -> Result<EncryptedOutputs> {
-        self.check(key)?;
+        let info = belong(NAMES, self.circuit, self.digest, key, &self.input.info)?;
         let executor = Executor::new(self.circuit, backend)?;
         let mut run = Run::new(&executor, &self.input.expand(&self.circuit.parameters)?, options)?;
         let lwes = run.complete()?;
         run.discard_checkpoint()?;
-        let ports = self.circuit.outputs.iter().map(|(name, addresses)| (name.clone(), addresses.len())).collect();
-        let info = CiphertextInfo { key: key.id.clone(), circuit: self.digest.to_owned(), ports };
         Ok(EncryptedOutputs { info, lwes })
     }
 }

@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict};
 use thex::error::{CompileError, Result};
 use thex_circuit::ClientBundle;
 use thex_runtime::client::{self, Encoded, Named, Rounding};
-use thex_runtime::commands::check_key;
+use thex_runtime::commands::{check_key, check_pair};
 use thex_runtime::share::{self, MAX_BITS, Sharing};
 use thex_runtime::{ClientKey, EncryptedInputs, ServerKey as Key, image, keys, text};
 
@@ -189,6 +189,7 @@ impl Client {
             let key = ClientKey::load(&secret)?;
             check_key(Path::new("the client bundle"), &owner.bundle, &secret, &key.info)?;
             let server = public.exists().then(|| Key::load(&public)).transpose()?;
+            server.iter().try_for_each(|server| check_pair(&secret, &key.info, &public, &server.info))?;
             Ok(Pair { secret: Arc::new(key), public: server.map(|server| ServerKey::new(server).inner) })
         })?;
         slf.owner.set(pair);

@@ -24,6 +24,7 @@ use crate::arrays::{self, Remarks};
 use crate::ciphertexts::Given;
 use crate::circuit::{Circuit, Loaded};
 use crate::client::{Client, Owner, warn};
+use crate::errors::{raise, unfit};
 use crate::options::Request;
 use crate::work::{Stopping, detached, watched};
 
@@ -115,6 +116,9 @@ impl Compiled {
         seed: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
         let batch = arrays::batch(&self.bundle, values);
+        if batch.samples.is_empty() {
+            return Err(unfit("the batch is empty: there is nothing to simulate"));
+        }
         let many = batch.many;
         let (loaded, bundle) = (self.loaded.clone(), self.bundle.clone());
         let work = move |watch: &crate::work::Watch| {
@@ -135,7 +139,7 @@ impl Compiled {
         let mut outputs: Vec<Vec<Named>> = runs.into_iter().map(|(outputs, ..)| outputs).collect();
         let joined = match outputs.pop() {
             Some(one) if !many => one,
-            last => arrays::join(outputs.into_iter().chain(last).collect()).map_err(crate::errors::raise)?,
+            last => arrays::join(outputs.into_iter().chain(last).collect()).map_err(raise)?,
         };
         arrays::result(py, &self.bundle, &joined, false, &remarks)
     }

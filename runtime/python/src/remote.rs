@@ -66,6 +66,10 @@ impl Submission {
             return Err(ServeError::Conflict(format!("job {} was cancelled", self.id)).into());
         }
         self.server.submit(&self.id, &self.circuit, &key, file(&self.input)?.path())?;
+        // Whoever stopped it meanwhile found no job to cancel.
+        if watch.stop.load(Ordering::Relaxed) {
+            self.server.cancel(&self.id)?;
+        }
         let status = self.server.follow(&self.id, |status| {
             watch.set(status.progress.pbs_done, status.progress.pbs_total);
         })?;

@@ -75,6 +75,15 @@ def test_secret_keys_are_for_their_owner_and_never_overwritten(client: thex.Clie
         client.load_keys(tmp_path)
 
 
+def test_keys_of_two_pairs_are_no_pair(text: thex.Compiled, client: thex.Client, tmp_path: Path) -> None:
+    client.save_keys(tmp_path / "one")
+    thex.Client(text).keygen().save_keys(tmp_path / "two")
+    (tmp_path / "two" / "server.key").replace(tmp_path / "one" / "server.key")
+    with pytest.raises(thex.InvalidError, match="key id") as caught:
+        client.load_keys(tmp_path / "one")
+    assert caught.value.code == "TX0003" and client.has_keys
+
+
 def test_runs_give_the_same_bytes(text: thex.Compiled, client: thex.Client) -> None:
     encrypted = client.encrypt(text="The film was great fun!")
     first, second = (text.circuit.run(client.server_key, encrypted, threads=n).to_bytes() for n in (1, 2))

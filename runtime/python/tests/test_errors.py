@@ -71,6 +71,8 @@ def test_wrong_shapes(text: thex.Compiled, client: thex.Client, words: Arrays) -
     for x in (np.zeros(7), np.zeros((1, 9)), np.zeros((2, 3, 8)), np.zeros(()), np.zeros((0, 7))):
         assert "[1, 8]" in invalid("TX0010", lambda: text.simulate(x))
         assert "[1, 8]" in invalid("TX0010", lambda: client.encrypt(x))
+    assert "empty" in invalid("TX0010", lambda: text.simulate(np.zeros((0, 8))))
+    assert "empty" in invalid("TX0010", lambda: text.clear(np.zeros((0, 1, 8))))
     # Encryption takes one sample.
     invalid("TX0010", lambda: client.encrypt(words["input_ids"][:2]))
     invalid("TX0010", lambda: text.simulate())

@@ -51,9 +51,10 @@ def test_a_client_of_the_servers_bundle(url: str, text: thex.Compiled) -> None:
 
 
 class Wire:
-    """Hands every byte on to a server and back, and keeps what the client sent."""
+    """Hands every byte on to a server and back, and keeps what the client sent; `look` sees that before it goes on."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, look: Callable[[bytes], None] = lambda data: None) -> None:
+        self.look = look
         host, port = url.removeprefix("http://").split(":")
         self.server = (host, int(port))
         self.sent = bytearray()
@@ -88,6 +89,7 @@ class Wire:
             while data := source.recv(1 << 16):
                 if keep:
                     self.sent += data
+                    self.look(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 
@@ -100,7 +102,7 @@ class Wire:
 
 
 def test_nothing_secret_is_sent(url: str, text: thex.Compiled, tmp_path: Path) -> None:
-    """The server key and the input go over the wire; the secret key, any run of its words, and the sentence do not."""
+    """The server key and the input go over the wire; the secret key, 64 words of it in its file's form, and the sentence do not."""
     wire = Wire(url)
     client = thex.Client(text).keygen()
     client.save_keys(tmp_path)
@@ -109,7 +111,9 @@ def test_nothing_secret_is_sent(url: str, text: thex.Compiled, tmp_path: Path) -
     secret = (tmp_path / "client.key").read_bytes()
     sent = bytes(wire.sent)
     assert client.server_key.to_bytes() in sent and b"thexdata" in sent
-    runs = [secret[i : i + 256] for i in range(len(secret) - 2048, len(secret) - 256, 256)]
+    # The file ends with the keys, of 850 and 2048 bits, a word each; what is in front (ids and parameters) both keys have.
+    runs = [secret[i : i + 512] for i in range(len(secret) - 8 * (850 + 2048), len(secret) - 511, 512)]
+    assert len(runs) == 45 and len(set(runs)) == 45
     assert not any(run in sent for run in runs) and b"client key" not in sent and b"film" not in sent
 
 
@@ -134,6 +138,25 @@ def test_ctrl_c_cancels_the_job(url: str, digits_client: thex.Client) -> None:
             break
         assert time.monotonic() < deadline, states
         time.sleep(0.2)
+
+
+def test_ctrl_c_while_the_job_is_sent_cancels_it(url: str, digits_client: thex.Client) -> None:
+    """The request to cancel arrives before the job does, and finds none."""
+    known = {job["id"] for job in jobs(url)}
+
+    def look(data: bytes) -> None:
+        if data.startswith(b"PUT /v1/jobs/") and b"?circuit=" in data:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    wire = Wire(url, look)
+    with pytest.raises(KeyboardInterrupt):
+        thex.remote(wire.url).predict(digits_client, np.load(DATA / "digits_dev.npz")["image"][5])
+    deadline = time.monotonic() + 30
+    while (states := [job["state"] for job in jobs(url) if job["id"] not in known]) != ["cancelled"]:
+        assert time.monotonic() < deadline, states
+        time.sleep(0.2)
+    wire.close()
 
 
 def test_errors_of_the_service(url: str, client: thex.Client, tmp_path: Path) -> None:

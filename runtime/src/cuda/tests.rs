@@ -9,7 +9,7 @@ use thex_circuit::params::Decomposition;
 use thex_circuit::{Circuit, ClientBundle, Instruction, NoiseModel, Parameters};
 
 use super::{CudaBackend, RotationKernel};
-use crate::executor::Products;
+use crate::executor::{LookUps, Products};
 use crate::progress::Silent;
 use crate::tests::{SHARED, bundle, circuits, deviation, encrypt, encrypt_under, torus, turns, views};
 use crate::{Backend, CpuBackend, Executor, client, keys};
@@ -108,13 +108,13 @@ fn rotations_land_where_those_of_the_processor_land() {
     let p = Parameters::standard();
     let small = arguments(512);
     let stairs: Vec<i32> = (0..2048).map(|j| j << 19).collect();
-    let tables = vec![stairs.as_slice(); small.len()];
+    let look_ups = LookUps { arguments: views(&small), tables: vec![stairs.as_slice(); small.len()], extension: 0 };
     let size = small.len() * p.big_lwe_size();
     let step = (-13.0_f64).exp2();
     let stair = |phase: u64| (turns(phase) / step).round() as i64;
     let stairs = |words: &[u64]| client::phases(&SHARED.client, words).into_iter().map(stair).collect::<Vec<_>>();
     each(|cuda| {
-        let run = |backend: &dyn Backend, out: &mut [u64]| backend.pbs(&views(&small), &tables, out, &|_| ()).unwrap();
+        let run = |backend: &dyn Backend, out: &mut [u64]| backend.pbs(&look_ups, out, &|_| ()).unwrap();
         let (ours, theirs) = on_both(cuda, size, run);
         assert_eq!(stairs(&ours), stairs(&theirs));
     });
@@ -124,16 +124,17 @@ fn rotations_land_where_those_of_the_processor_land() {
 fn output_noise_is_modelled_over_several_launches() {
     let p = Parameters::standard();
     let some = arguments(128);
-    let small: Vec<&[u64]> = (0..4300).map(|i| some[i % 128].as_slice()).collect();
+    let arguments: Vec<&[u64]> = (0..4300).map(|i| some[i % 128].as_slice()).collect();
     let flat: Vec<Vec<i32>> = (1..4).map(|i| vec![i << 27; 2048]).collect();
-    let tables: Vec<&[i32]> = (0..small.len()).map(|i| flat[i % 3].as_slice()).collect();
+    let tables: Vec<&[i32]> = (0..arguments.len()).map(|i| flat[i % 3].as_slice()).collect();
+    let look_ups = LookUps { arguments, tables, extension: 0 };
     each(|cuda| {
-        let mut out = vec![0; small.len() * p.big_lwe_size()];
+        let mut out = vec![0; look_ups.tables.len() * p.big_lwe_size()];
         let counter = AtomicU64::new(0);
         let done = |n| {
             counter.fetch_add(n, Ordering::Relaxed);
         };
-        cuda.pbs(&small, &tables, &mut out, &done).unwrap();
+        cuda.pbs(&look_ups, &mut out, &done).unwrap();
         assert_eq!(counter.into_inner(), 4300);
         let phases = client::phases(&SHARED.client, &out);
         let wanted = |i: usize| f64::from((i % 3) as u32 + 1) / 32.0;

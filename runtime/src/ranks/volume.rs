@@ -276,19 +276,7 @@ pub fn text(rows: &[ScalingRow], threads: usize, network: &Network) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-
-    const TIMES: KernelTimes = KernelTimes {
-        threads: 2,
-        pbs_ns: 5e6,
-        keyswitch_ns: 1e6,
-        pack_ns: 1e6,
-        multiply_add_ns: 200.0,
-        lut_product_ns: 6e6,
-        lone_pbs_ns: 1.2e7,
-        lane_ns: 5.5e6,
-        lone_keyswitch_ns: 3e6,
-        lone_pack_ns: 9e6,
-    };
+    use crate::bench::TIMES;
 
     fn look_ups(count: u64) -> Step {
         Step { kind: Kind::Pbs, extension: 0, count, bytes: count * 2049 * 8 }
