@@ -305,16 +305,18 @@ template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const R
       prefetch(key + key_step, static_cast<uint32_t>(key_step));
     if (position == 0)
       continue;
-    // The digits still to be taken of (X^a − 1)·accumulator, rounded to what the decomposition represents.
-    int32_t left[2][RADIX];
+    // The last digits of (X^a − 1)·accumulator, rounded to what the decomposition represents, and the digits still to be taken:
+    // without the last, they fit into 32 bits.
+    int32_t digits[2][RADIX], left[2][RADIX];
 #pragma unroll
     for (int part = 0; part < 2; part++)
 #pragma unroll
       for (int a = 0; a < RADIX; a++) {
         const uint32_t c = part * HALF + a * GROUP + t;
         const word difference = negacyclic(own, (c - position) & (2 * SIZE - 1)) - own[c];
-        left[part][a] = static_cast<int32_t>(static_cast<int64_t>(difference + (word(1) << (63 - represented))) >>
-                                             (64 - represented));
+        const int64_t rounded = static_cast<int64_t>(difference + (word(1) << (63 - represented))) >> (64 - represented);
+        digits[part][a] = static_cast<int32_t>((static_cast<uint32_t>(rounded) + half_base) & mask) - static_cast<int32_t>(half_base);
+        left[part][a] = static_cast<int32_t>((rounded - digits[part][a]) >> x.base_log);
       }
     double2 sums[RADIX] = {};
     const double2 *level_key = key + group * HALF;
@@ -322,15 +324,8 @@ template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const R
     for (int level = 0; level < LEVELS; level++, level_key += 4 * HALF) {
       double2 v[RADIX];
 #pragma unroll
-      for (int a = 0; a < RADIX; a++) {
-        int32_t digit[2];
-#pragma unroll
-        for (int part = 0; part < 2; part++) {
-          digit[part] = static_cast<int32_t>((left[part][a] + half_base) & mask) - static_cast<int32_t>(half_base);
-          left[part][a] = (left[part][a] - digit[part]) >> x.base_log;
-        }
-        v[a] = make_double2(small_integer(digit[0]), small_integer(digit[1]));
-      }
+      for (int a = 0; a < RADIX; a++)
+        v[a] = make_double2(small_integer(digits[0][a]), small_integer(digits[1][a]));
       forward(v, x.twiddles, shared.exchange[group], group, t);
       wait_group(group);
 #pragma unroll
@@ -338,6 +333,14 @@ template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const R
         shared.exchange[group][r * GROUP + t] = v[r];
       accumulate(sums, v, shared.exchange[1 - group], level_key + group * 2 * HALF, level_key + (1 - group) * 2 * HALF, t);
       __syncthreads();
+#pragma unroll
+      for (int part = 0; part < 2; part++)
+#pragma unroll
+        for (int a = 0; a < RADIX; a++) {
+          const int32_t digit = static_cast<int32_t>((left[part][a] + half_base) & mask) - static_cast<int32_t>(half_base);
+          digits[part][a] = digit;
+          left[part][a] = (left[part][a] - digit) >> x.base_log;
+        }
     }
     backward(sums, x.twiddles, shared.exchange[group], group, t);
 #pragma unroll

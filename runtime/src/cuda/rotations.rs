@@ -45,7 +45,7 @@ unsafe extern "C" {
 pub(super) enum RotationKernel {
     /// tfhe's, for all parameters.
     Tfhe,
-    /// Ours, for k = 1, N = 2048 and decompositions in two or three levels of at most 31 bits.
+    /// Ours, for k = 1, N = 2048 and decompositions in two or three levels of which all but the last have at most 30 bits.
     Fused,
 }
 
@@ -76,7 +76,8 @@ impl RotationKernel {
         let fits = p.glwe_dimension.0 == 1
             && p.polynomial_size.0 == 2048
             && (2..=3).contains(&p.bootstrap.level.0)
-            && p.bootstrap.base_log.0 * p.bootstrap.level.0 <= 31;
+            && p.bootstrap.base_log.0 <= 31
+            && p.bootstrap.base_log.0 * (p.bootstrap.level.0 - 1) <= 30;
         let mut can = false;
         // SAFETY: the pointer is to a live local.
         let status = unsafe { thex_cuda_can_rotate(Stream::GPU, p.lwe_dimension.0 as u32, &mut can) };

@@ -214,7 +214,7 @@ fn look_ups(parameters: Parameters, count: u32) -> Circuit {
 
 #[test]
 fn other_decompositions_have_the_modelled_noise() {
-    for (base_log, level) in [(23, 1), (15, 2), (10, 3)] {
+    for (base_log, level) in [(23, 1), (15, 2), (10, 3), (12, 3)] {
         let parameters = Parameters { bootstrap: Decomposition::new(base_log, level), ..Parameters::standard() };
         let bundle = ClientBundle { parameters, ..bundle() };
         let noise = NoiseModel::new(&parameters);
