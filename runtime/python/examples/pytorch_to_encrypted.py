@@ -6,8 +6,9 @@
 # Besides `thex` it needs `pip install torch onnx`. Run it as a script, or cell by cell in an editor that knows `# %%`.
 
 # %%
-import io
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import thex
@@ -83,10 +84,11 @@ print(f"float: {(float_logits.argmax(1) == test_y.numpy()).mean():.1%} right")
 # The calibration data are typical inputs: they fix the ranges that ciphertexts can hold.
 
 # %%
-file = io.BytesIO()
-torch.onnx.export(model.eval(), (test_x[:1],), file, input_names=["x"], output_names=["logits"], opset_version=18, dynamo=False)
 calibration = batch(500)[0].numpy()
-compiled = thex.compile(file.getvalue(), {"x": calibration}, name="first_half.onnx", labels=["second half", "first half"])
+with tempfile.TemporaryDirectory() as folder:
+    exported = Path(folder, "first_half.onnx")
+    torch.onnx.export(model.eval(), (test_x[:1],), exported, input_names=["x"], output_names=["logits"], opset_version=18, dynamo=False)
+    compiled = thex.compile(exported, {"x": calibration}, labels=["second half", "first half"])
 print(compiled.report())
 
 # %% [markdown]
