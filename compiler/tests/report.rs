@@ -70,7 +70,11 @@ fn every_instruction_belongs_to_one_tensor() {
     let steps = || data.nodes.iter().flat_map(|n| &n.steps);
     assert_eq!(steps().map(|s| s.pbs).sum::<u64>(), circuit.pbs_count());
     assert_eq!(steps().map(|s| s.packs).sum::<u64>(), circuit.pack_count());
-    assert!(steps().filter(|s| s.op == "he-linear").all(|s| s.delta_log2.is_some() && s.weight_log2.is_some()));
+    for s in steps().filter(|s| s.op == "he-linear") {
+        let ([least, median, greatest], largest) = (s.weight_bits.unwrap(), s.weight_log2.unwrap());
+        assert!(s.delta_log2.is_some() && 2 <= least && least <= median && median <= greatest, "{s:?}");
+        assert!((f64::from(greatest) - 2.0 - 1e-3..f64::from(greatest) - 1.0 + 1e-3).contains(&largest), "{s:?}");
+    }
     assert!(steps().filter(|s| s.op != "decrypt").all(|s| s.noise_bits.is_some()));
 }
 

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thex_circuit::file::read_limited;
-use thex_circuit::{Circuit, CircuitError};
+use thex_circuit::instruction::Linear;
+use thex_circuit::{Circuit, CircuitError, Instruction};
 use thex_ir::graph::{Ranges, Seen};
 use thex_ir::{ClearOp, Graph, HeOp, Node, NodeId, Op};
 use thex_passes::{ErrorSource, PassRecord, Precision, Profile, registry};
@@ -207,6 +208,9 @@ pub struct StepRow {
     pub noise_bits: Option<f64>,
     /// log2 of the largest integer weight.
     pub weight_log2: Option<f64>,
+    /// Bits of the integer weights, sign included, of an output channel: least, median, greatest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_bits: Option<[u32; 3]>,
 }
 
 /// A source of the output error.
@@ -406,15 +410,26 @@ fn step(node: &Node, op: &HeOp, number: Option<usize>, circuit: &Circuit, noise_
         op: op.mnemonic().to_owned(),
         instruction: number,
         elements: node.shape.iter().product(),
-        pbs: instruction.map_or(0, thex_circuit::Instruction::pbs_count),
-        packs: instruction.map_or(0, thex_circuit::Instruction::pack_count),
+        pbs: instruction.map_or(0, Instruction::pbs_count),
+        packs: instruction.map_or(0, Instruction::pack_count),
         slots,
         delta_log2: delta_log2(node),
         positions: domain.map(|d| d.positions),
         extension: domain.map(|d| d.extension).filter(|e| *e > 0),
         noise_bits,
         weight_log2: largest.filter(|w| *w > 0).map(|w| short(f64::from(w).log2())),
+        weight_bits: instruction.and_then(weight_bits),
     }
+}
+
+/// Bits that the largest weight of an output takes: least, median and greatest over the outputs that have weights.
+fn weight_bits(instruction: &Instruction) -> Option<[u32; 3]> {
+    let Instruction::Linear(Linear { operands, weights, .. }) = instruction else { return None };
+    let largest = |row: &[i32]| row.iter().map(|w| w.unsigned_abs()).max().filter(|w| *w > 0);
+    let rows = weights.chunks_exact((*operands as usize).max(1)).filter_map(largest);
+    let mut bits: Vec<u32> = rows.map(|w| w.ilog2() + 2).collect();
+    bits.sort_unstable();
+    Some([*bits.first()?, bits[bits.len() / 2], *bits.last()?])
 }
 
 fn delta_log2(node: &Node) -> Option<(f64, f64)> {
