@@ -94,31 +94,6 @@ impl std::fmt::Debug for Probe {
     }
 }
 
-/// What a plan of the circuit promises.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Outlook {
-    /// Modelled milliseconds of work, to compare plans by.
-    pub cost: f64,
-    /// Modelled root mean square error of the outputs.
-    pub error: f64,
-    /// What it should be at most.
-    pub goal: f64,
-}
-
-impl Outlook {
-    /// Whether this plan is to be preferred: it keeps to the error where the other does not, or is cheaper where both do, or errs less
-    /// where neither does.
-    #[must_use]
-    pub fn is_better_than(&self, other: &Self) -> bool {
-        let kept = |outlook: &Self| outlook.error <= outlook.goal * (1.0 + 1e-9);
-        match (kept(self), kept(other)) {
-            (true, true) => self.cost < other.cost,
-            (false, false) => self.error < other.error,
-            (here, _) => here,
-        }
-    }
-}
-
 /// What passes share: options in, statistics and a log out.
 #[derive(Clone, Debug)]
 pub struct PassCx {
@@ -136,8 +111,6 @@ pub struct PassCx {
     pub parameters_fixed: bool,
     /// Runs placed graphs with noise, if there is something that can.
     pub probe: Option<Probe>,
-    /// What the plan promises; set by `select-parameters`.
-    pub outlook: Option<Outlook>,
     /// What `select-parameters` found out about the graph that it hands on.
     pub analysis: Option<Arc<Analysis>>,
     /// Calibration samples.
@@ -172,7 +145,6 @@ impl PassCx {
             parameters: Parameters::standard(),
             parameters_fixed: false,
             probe: None,
-            outlook: None,
             analysis: None,
             samples,
             prologue: None,
@@ -235,11 +207,4 @@ pub trait Pass: Sync {
     /// # Errors
     /// [`PassError`](crate::PassError): what cannot be compiled and what to do about it.
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool>;
-
-    /// What else could be done to the graph, and what that is, where only the plan of the whole circuit shows which is better. The
-    /// [`PassManager`](crate::PassManager) then plans both and keeps the better one.
-    fn alternative(&self, graph: &Graph) -> Option<(Box<dyn Pass>, &'static str)> {
-        let _ = graph;
-        None
-    }
 }

@@ -33,7 +33,7 @@ use super::solver::{Term, minimise};
 use crate::error::Result;
 use crate::options::PassOption;
 use crate::params::{self, Grid, Priced, Work};
-use crate::pass::{Outlook, Pass, PassCx};
+use crate::pass::{Pass, PassCx};
 
 /// See the module.
 pub struct SelectParameters {
@@ -91,7 +91,6 @@ impl Pass for SelectParameters {
             chosen.cost / standard,
             forecast.plain_error(&forecast.from),
         ));
-        cx.outlook = Some(Outlook { cost: chosen.cost, error: chosen.error, goal });
         if chosen.error > goal {
             cx.note(format!(
                 "warning: nothing keeps to the error of {goal:.4} that was asked for (--output-error) at {} times the work of the standard parameters; \
