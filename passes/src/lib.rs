@@ -23,4 +23,4 @@ pub mod transform;
 pub use error::PassError;
 pub use manager::{PassManager, PassRecord};
 pub use options::PassOption;
-pub use pass::{ErrorSource, Errors, Pass, PassCx, Precision, Probe, Profile, Samples};
+pub use pass::{ErrorSource, Errors, Measured, Pass, PassCx, Precision, Probe, Profile, Samples};

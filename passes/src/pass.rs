@@ -64,8 +64,19 @@ pub struct ErrorSource {
 /// For each look-up argument of a placed graph and each of its elements: errors seen on calibration samples, in its units.
 pub type Errors = std::collections::BTreeMap<NodeId, Vec<Vec<f64>>>;
 
-/// Measures [`Errors`]: a placed graph and its context in, or a reason why it cannot be run.
-type Measure = dyn Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync;
+/// What a simulation of a placed graph on calibration samples shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Errors of look-up arguments.
+    pub arguments: Errors,
+    /// Root mean square error of the outputs, in their units.
+    pub outputs: f64,
+    /// Samples that were simulated.
+    pub samples: usize,
+}
+
+/// A placed graph and its context in, or a reason why it cannot be run.
+type Measure = dyn Fn(&Graph, &PassCx) -> std::result::Result<Measured, String> + Send + Sync;
 
 /// Runs a placed graph with noise. Passes know no circuit and no simulator, so whoever runs them lends one.
 #[derive(Clone)]
@@ -74,7 +85,7 @@ pub struct Probe(Arc<Measure>);
 impl Probe {
     /// Takes the function that measures.
     pub fn new(
-        measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Errors, String> + Send + Sync + 'static,
+        measure: impl Fn(&Graph, &PassCx) -> std::result::Result<Measured, String> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(measure))
     }
@@ -83,7 +94,7 @@ impl Probe {
     ///
     /// # Errors
     /// The graph cannot be run.
-    pub fn measure(&self, graph: &Graph, cx: &PassCx) -> std::result::Result<Errors, String> {
+    pub fn measure(&self, graph: &Graph, cx: &PassCx) -> std::result::Result<Measured, String> {
         (self.0)(graph, cx)
     }
 }

@@ -21,7 +21,7 @@ use thex_ir::{Graph, HeOp, NodeId, Op};
 use super::InsertRescale;
 use crate::error::{PassError, Result};
 use crate::options::PassOption;
-use crate::pass::{Errors, Pass, PassCx};
+use crate::pass::{Errors, Measured, Pass, PassCx};
 
 /// See the module.
 pub struct WidenForNoise {
@@ -39,6 +39,9 @@ impl Default for WidenForNoise {
 
 /// Part of a calibrated margin that is taken for errors; the rest stays for data beyond the calibration's.
 const SHARED_MARGIN: f64 = 0.5;
+
+/// Simulated over modelled output error from which on the model is not to be trusted: 32 numbers and more scatter by less.
+const MISLEADING: f64 = 2.5;
 
 /// Most that a range grows on each side in one round, in widths.
 const MOST_GROWTH: f64 = 1.0;
@@ -66,22 +69,40 @@ impl Pass for WidenForNoise {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let Some(probe) = cx.probe.clone() else { return Ok(false) };
-        let mut grown = 0;
+        let (mut grown, mut seen) = (0, None);
         for _ in 0..self.rounds {
             let (mut placed, mut scratch) = (graph.clone(), cx.clone());
             // Weights are rounded one by one here: together takes much longer, and changes errors little.
             let place = InsertRescale { nearest_plane: false, ..InsertRescale::default() };
             place.run(&mut placed, &mut scratch)?;
-            let errors = probe.measure(&placed, &scratch).map_err(PassError::Invalid)?;
-            let now = self.widen(graph, &errors, cx);
+            let measured = probe.measure(&placed, &scratch).map_err(PassError::Invalid)?;
+            let now = self.widen(graph, &measured.arguments, cx);
             cx.analysis = scratch.analysis.map(|a| Arc::new(a.with_widths_of(graph)));
+            seen = Some((measured, scratch.predicted_output_error.unwrap_or(0.0)));
             grown += now;
             if now == 0 {
                 break;
             }
         }
+        if let Some((Measured { outputs, samples, .. }, modelled)) = seen {
+            tell(outputs, samples, modelled, cx);
+        }
         cx.count("ranges", grown);
         Ok(grown > 0)
+    }
+}
+
+/// Notes what the last simulation says of the outputs, and warns where that is not what the model says.
+fn tell(simulated: f64, samples: usize, modelled: f64, cx: &mut PassCx) {
+    cx.note(format!(
+        "outputs err by {simulated:.4} rms in simulations of {samples} calibration samples, modelled {modelled:.4}"
+    ));
+    if simulated > MISLEADING * modelled {
+        cx.note(format!(
+            "warning: simulated outputs err {:.1} times as much as the noise model says: judge this circuit by `thex evaluate --mode simulate` on \
+             data of your own, not by its modelled error; a smaller --output-error, or other forms of its functions, may help",
+            simulated / modelled
+        ));
     }
 }
 
