@@ -93,6 +93,19 @@ fn noise_only_grows_until_it_is_renewed() {
     assert!(fresh("encrypt") > 20.0);
 }
 
+/// What compilation simulates of the outputs: an error of the size that the model says, as for any circuit of the digits.
+#[test]
+fn the_model_is_held_against_a_simulation() {
+    let data = FIXTURE.data();
+    let pass = data.passes.iter().find(|p| p.name == "widen-for-noise").unwrap();
+    let told: Vec<&String> = pass.notes.iter().filter(|n| n.starts_with("outputs err by ")).collect();
+    let [line] = told[..] else { panic!("{told:?}") };
+    let numbers: Vec<f64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+    let [simulated, _, modelled] = numbers[..] else { panic!("{line}") };
+    assert!(line.contains(" of 16 calibration samples") && (0.5..2.5).contains(&(simulated / modelled)), "{line}");
+    assert!(!pass.notes.iter().any(|n| n.contains("times as much as the noise model says")), "{:?}", pass.notes);
+}
+
 #[test]
 fn error_sources_add_up_to_the_predicted_error() {
     let (circuit, data) = (FIXTURE.circuit().0, FIXTURE.data());

@@ -291,12 +291,12 @@
   const highlight = (index, on) => document.querySelectorAll(`#rows path[data-from="n${index}"], #rows path[data-to="n${index}"]`).forEach((p) => p.classList.toggle("hot", on));
 
   const pair = (a, b, text) => (text(a) === text(b) ? text(a) : `${text(a)} … ${text(b)}`);
-  const weights = (s) => !s.weight_bits ? "" : s.weight_bits[0] === s.weight_bits[2] ? `${s.weight_bits[0]}` : `${s.weight_bits[0]}…${s.weight_bits[2]} (${s.weight_bits[1]})`;
+  const weights = ([least, median, most]) => (least === most ? `${least}` : `${least} … ${most} (${median})`);
   function stepTable(node) {
     const cellsOf = (s) => {
       const error = sum(node.sources.filter((e) => e.step === s.name), (e) => e.variance) / variance;
       return [s.op, whole(s.elements), s.pbs ? whole(s.pbs) : "", s.packs ? whole(s.packs) : "", s.slots || "", s.delta_log2 ? pair(...s.delta_log2, power) : "",
-        s.noise_bits === null ? "" : s.noise_bits.toFixed(1), weights(s), error >= 5e-4 ? percent(error) : "", node.stepSeconds(s) >= 5e-4 ? `${node.stepSeconds(s).toFixed(3)} s` : ""];
+        s.noise_bits === null ? "" : s.noise_bits.toFixed(1), s.weight_bits ? weights(s.weight_bits) : "", error >= 5e-4 ? percent(error) : "", node.stepSeconds(s) >= 5e-4 ? `${node.stepSeconds(s).toFixed(3)} s` : ""];
     };
     const heads = ["operation", "elements", "PBS", "packs", "slots", "Δ (turns a unit)", "bits", "weight bits (median)", "error", "time"];
     const row = (tag, texts) => el("tr", {}, ...texts.map((text, i) => el(tag, { class: i ? "n" : "", text })));

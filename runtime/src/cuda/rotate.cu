@@ -205,6 +205,11 @@ __device__ __forceinline__ word torus(double x) {
   return (static_cast<word>(__double_as_longlong(__dadd_rn(fraction, 1.5))) << 12) ^ 0x8000000000000000;
 }
 
+/// The last digit, balanced, of what is left of a number.
+__device__ __forceinline__ int32_t last_digit(uint32_t left, uint32_t half_base, uint32_t mask) {
+  return static_cast<int32_t>((left + half_base) & mask) - static_cast<int32_t>(half_base);
+}
+
 /// Position of `c` in X^(2·SIZE − shift)… : coefficient `index` of a polynomial whose coefficients repeat negated.
 __device__ __forceinline__ word negacyclic(const word *polynomial, uint32_t index) {
   const word value = polynomial[index & (SIZE - 1)];
@@ -315,7 +320,7 @@ template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const R
         const uint32_t c = part * HALF + a * GROUP + t;
         const word difference = negacyclic(own, (c - position) & (2 * SIZE - 1)) - own[c];
         const int64_t rounded = static_cast<int64_t>(difference + (word(1) << (63 - represented))) >> (64 - represented);
-        digits[part][a] = static_cast<int32_t>((static_cast<uint32_t>(rounded) + half_base) & mask) - static_cast<int32_t>(half_base);
+        digits[part][a] = last_digit(static_cast<uint32_t>(rounded), half_base, mask);
         left[part][a] = static_cast<int32_t>((rounded - digits[part][a]) >> x.base_log);
       }
     double2 sums[RADIX] = {};
@@ -337,7 +342,7 @@ template <int LEVELS> __global__ void __launch_bounds__(BLOCK, 2) rotate(const R
       for (int part = 0; part < 2; part++)
 #pragma unroll
         for (int a = 0; a < RADIX; a++) {
-          const int32_t digit = static_cast<int32_t>((left[part][a] + half_base) & mask) - static_cast<int32_t>(half_base);
+          const int32_t digit = last_digit(left[part][a], half_base, mask);
           digits[part][a] = digit;
           left[part][a] = (left[part][a] - digit) >> x.base_log;
         }
