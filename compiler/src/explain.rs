@@ -213,8 +213,8 @@ What to do: export the model again; check the weights for NaN (a diverged traini
         kind: Kind::Invalid,
         title: "a node is to be computed in a form that it does not take",
         text: "\
-`--approximate NODE=FORM` chooses how GELUs (exact, relu), softmaxes (exact, two-pass, row-maximum, cube) and layer norms (exact,
-affine, constant) are computed, for the nodes whose name in the IR or in the ONNX file matches NODE, where `*` stands for any text.
+`--approximate NODE=FORM` chooses how GELUs (exact, relu), softmaxes (exact, two-pass, row-maximum, cube, cube-network, score,
+score-network) and layer norms (exact, affine, constant) are computed, for the nodes whose name in the IR or in the ONNX file matches NODE, where `*` stands for any text.
 There is no such form, no node matches, or what matches does not take this form. The message lists nodes and forms. What the
 client computes (embeddings and their norm, a final softmax) is exact and free, and not listed.
 

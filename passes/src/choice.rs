@@ -36,10 +36,34 @@ pub enum Form {
     RowMaximum,
     /// Normalised cubes in place of a softmax (THE-X).
     Cube,
+    /// The same, with THE-X's network for 1/x.
+    CubeNetwork,
+    /// Scores over sums of cubes in place of a softmax, as THE-X prints it.
+    Score,
+    /// The same, with THE-X's network for 1/x.
+    ScoreNetwork,
     /// A line for each channel in place of a layer norm (THE-X).
     Affine,
     /// Layer norm with a constant for 1/σ at each position.
     Constant,
+}
+
+/// What THE-X's softmax divides by the sum of cubes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numerator {
+    /// The cube itself, so that shares sum to one.
+    Cube,
+    /// The score, as printed.
+    Score,
+}
+
+/// How THE-X's softmax gets the reciprocal of the sum of cubes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reciprocal {
+    /// By one look-up.
+    LookUp,
+    /// By a network that has learnt it, as printed.
+    Network,
 }
 
 impl Kind {
@@ -72,7 +96,15 @@ impl Kind {
     pub fn forms(self) -> &'static [Form] {
         match self {
             Self::Gelu => &[Form::Exact, Form::Relu],
-            Self::Softmax => &[Form::Exact, Form::TwoPass, Form::RowMaximum, Form::Cube],
+            Self::Softmax => &[
+                Form::Exact,
+                Form::TwoPass,
+                Form::RowMaximum,
+                Form::Cube,
+                Form::CubeNetwork,
+                Form::Score,
+                Form::ScoreNetwork,
+            ],
             Self::LayerNorm => &[Form::Exact, Form::Affine, Form::Constant],
         }
     }
@@ -90,6 +122,21 @@ impl Kind {
 }
 
 impl Form {
+    /// Those of a softmax that divide by sums of cubes.
+    pub const CUBES: [Self; 4] = [Self::Cube, Self::CubeNetwork, Self::Score, Self::ScoreNetwork];
+
+    /// Of [those](Self::CUBES): what is divided by the sum of cubes, and how.
+    #[must_use]
+    pub fn cubes(self) -> Option<(Numerator, Reciprocal)> {
+        match self {
+            Self::Cube => Some((Numerator::Cube, Reciprocal::LookUp)),
+            Self::CubeNetwork => Some((Numerator::Cube, Reciprocal::Network)),
+            Self::Score => Some((Numerator::Score, Reciprocal::LookUp)),
+            Self::ScoreNetwork => Some((Numerator::Score, Reciprocal::Network)),
+            _ => None,
+        }
+    }
+
     /// As the command line spells it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -99,6 +146,9 @@ impl Form {
             Self::TwoPass => "two-pass",
             Self::RowMaximum => "row-maximum",
             Self::Cube => "cube",
+            Self::CubeNetwork => "cube-network",
+            Self::Score => "score",
+            Self::ScoreNetwork => "score-network",
             Self::Affine => "affine",
             Self::Constant => "constant",
         }
@@ -225,6 +275,14 @@ mod tests {
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn forms_with_cubes_are_forms_of_a_softmax() {
+        let with_cubes: Vec<Form> =
+            Kind::Softmax.forms().iter().copied().filter(|form| form.cubes().is_some()).collect();
+        assert_eq!(with_cubes, Form::CUBES);
+        assert_eq!(Form::CUBES.map(Form::name), ["cube", "cube-network", "score", "score-network"]);
     }
 
     #[test]

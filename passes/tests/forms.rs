@@ -7,9 +7,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{Mask, Random, Shape, transformer};
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn};
 use thex_ir::{ClearOp, Graph, Tensor, interpret};
-use thex_passes::{Pass, PassCx, PassError, PassManager, Profile, Samples, registry};
+use thex_passes::{Pass, PassCx, PassError, PassManager, Profile, Samples, options, registry};
 
 const TWO_LAYERS: Shape = Shape { layers: 2, ..Shape::TINY };
 
@@ -79,6 +79,9 @@ fn masks_are_bounded_for_the_softmax_that_reads_them() {
     let shape = Shape { tokens: 5, class_token: false, mask: Mask::Padding, ..TWO_LAYERS };
     for (profile, requests, expected) in [
         (Profile::Exact, &["*softmax=cube"][..], [false, true]),
+        (Profile::Exact, &["*softmax=cube-network"][..], [false, true]),
+        (Profile::Exact, &["*softmax=score"][..], [false, true]),
+        (Profile::Exact, &["*softmax=score-network"][..], [false, true]),
         (Profile::TheX, &["*softmax=exact"][..], [true, false]),
         (Profile::TheX, &["layers.0*softmax=exact"][..], [true, true]),
     ] {
@@ -86,6 +89,84 @@ fn masks_are_bounded_for_the_softmax_that_reads_them() {
         let line = run(&mut graph, &samples, profile, requests, "bound-masks").approximations.join("\n");
         assert_eq!(["of a row's attention", "root of the cube"].map(|text| line.contains(text)), expected, "{line}");
     }
+}
+
+/// Replaces every softmax by a form of THE-X's, with a network that trains fast in builds without optimisation.
+fn the_x_softmax(graph: &mut Graph, samples: &Samples, form: &str) -> PassCx {
+    let mut passes = registry::pipeline();
+    let settings = ["the-x-softmax:hidden=16", "the-x-softmax:steps=600"];
+    options::apply(&mut passes, &settings.map(str::to_owned)).unwrap();
+    let mut cx = PassCx::new(Profile::Exact, samples.clone());
+    cx.approximate = vec![format!("*softmax={form}")];
+    let manager = PassManager { stop_after: Some("the-x-softmax".to_owned()), ..PassManager::default() };
+    manager.run(&passes, graph, &mut cx).unwrap();
+    cx
+}
+
+/// What is divided, the cube or the score, and by what. The head reads the first row alone, and the network learns no other.
+#[test]
+fn the_x_softmax_has_four_forms() {
+    let name = |suffix: &str| format!("layers.0/attention.softmax.{suffix}");
+    for (form, score, network) in
+        [("cube", false, false), ("cube-network", false, true), ("score", true, false), ("score-network", true, true)]
+    {
+        let (mut graph, samples) = transformer(Shape::TINY, 3, 16);
+        let cx = the_x_softmax(&mut graph, &samples, form);
+        let line = cx.approximations.join("\n");
+        assert_eq!(
+            ["do not sum to one", "by a network 1→16→16→1"].map(|t| line.contains(t)),
+            [score, network],
+            "{line}"
+        );
+        let node = |suffix: &str| graph.ids().find(|&id| graph.node(id).name == name(suffix)).unwrap();
+        let nodes =
+            ["reciprocal", "network1.relu", "network2.relu", "network3"].map(|suffix| has(&graph, &name(suffix)));
+        assert_eq!(nodes, [!network, network, network, network], "{form}");
+        let tolerance = if network { 0.15 } else { 1e-9 };
+        for sample in cx.samples.iter() {
+            let values = interpret::run_all(&graph, sample).unwrap();
+            let [cubes, sums, shares] = ["cube", "sum", "normalise"].map(&node);
+            let numerators = if score { graph.operands(cubes)[0] } else { cubes };
+            for (at, share) in values[&shares].indexed_iter().filter(|(at, _)| at[2] == 0) {
+                let wanted = values[&numerators][&at] / values[&sums][[0, at[1], 0, 0]];
+                assert!((share - wanted).abs() <= tolerance * wanted.abs(), "{form} {at:?}: {share} {wanted}");
+            }
+        }
+    }
+}
+
+/// Linear maps act on the last axis, which need not be that of the softmax.
+#[test]
+fn networks_follow_the_axis_of_their_softmax() {
+    let (mut graph, mut random) = (Graph::new(), Random(5));
+    let x = graph.add_input("x", &[1, 3, 4]);
+    let mut linear = |graph: &mut Graph, name: &str, x| {
+        let weights = graph.add_constant(&format!("{name}.w"), Arc::new(random.tensor(&[4, 4], 0.2)), &[]);
+        let bias = graph.add_constant(&format!("{name}.b"), Arc::new(random.tensor(&[4], 0.1)), &[]);
+        graph.add_clear(name, ClearOp::Linear, &[x, weights, bias], &[]).unwrap()
+    };
+    let scores = linear(&mut graph, "scores", x);
+    let softmax = graph.add_clear("softmax", ClearOp::Softmax { axis: 1 }, &[scores], &[]).unwrap();
+    let y = linear(&mut graph, "y", softmax);
+    graph.outputs.push(("y".to_owned(), y));
+    let samples = (0..16).map(|_| vec![Arc::new(random.tensor(&[1, 3, 4], 1.0))]).collect();
+    let cx = the_x_softmax(&mut graph, &Arc::new(samples), "cube-network");
+    let shares = graph.ids().find(|&id| graph.node(id).name == "softmax.normalise").unwrap();
+    for sample in cx.samples.iter() {
+        let totals = interpret::run_all(&graph, sample).unwrap()[&shares].sum_axis(Axis(1));
+        assert_eq!(totals.shape(), [1, 4]);
+        assert!(totals.iter().all(|total| (total - 1.0).abs() < 0.15), "{totals}");
+    }
+}
+
+#[test]
+fn a_network_needs_samples() {
+    let (mut graph, _) = transformer(Shape::TINY, 3, 1);
+    let mut cx = PassCx::new(Profile::Exact, Arc::new(Vec::new()));
+    cx.approximate = vec!["*softmax=cube-network".into()];
+    let passes = [pass("choose-forms"), pass("the-x-softmax")];
+    let error = PassManager::default().run(&passes, &mut graph, &mut cx).unwrap_err();
+    assert!(error.to_string().contains("no calibration sample reaches `layers.0/attention.softmax`"), "{error}");
 }
 
 /// A layer norm over rows whose σ depends on the position alone, and on nothing of the sample.

@@ -7,7 +7,8 @@
 //!
 //! * for a softmax, c such that masked tokens get at most ε of the attention of a row:
 //!   c ≥ ln Σ_masked exp s − ln Σ_kept exp s − ln ε;
-//! * for THE-X's cube ReLU(s/2 + 1)³, c such that masked scores are at most −2, its root: c ≥ max_masked s + 2.
+//! * for THE-X's cube ReLU(s/2 + 1)³, c such that masked scores are at most −2, its root: c ≥ max_masked s + 2. Where the numerator is
+//!   the score itself, as the paper prints it, a masked token so keeps a weight, a negative one; going lower would make it larger.
 //!
 //! Heads and layers differ, and a factor for each is a linear map, which is free: the client encrypts one vector, and each
 //! head subtracts its own c.
@@ -150,7 +151,7 @@ impl Need {
 fn sites(graph: &Graph, leak: f64, cx: &PassCx) -> Vec<Site> {
     let client = client_nodes(graph);
     let mut sites = Vec::new();
-    let is_cube = |softmax: NodeId| cx.form(graph, softmax) == Some(Form::Cube);
+    let is_cube = |softmax: NodeId| cx.form(graph, softmax).and_then(Form::cubes).is_some();
     for softmax in find(graph, |op| matches!(op, ClearOp::Softmax { .. })) {
         let Some(ClearOp::Softmax { axis }) = graph.clear_op(softmax).cloned() else { continue };
         let (mut at, mut factor, mut addends) = (graph.operands(softmax)[0], 1.0, Vec::new());

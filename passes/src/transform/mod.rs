@@ -12,6 +12,7 @@ mod fitting;
 mod fold_affine;
 mod fuse_unary;
 mod masking;
+mod reciprocal_network;
 mod split_client_server;
 mod the_x_gelu;
 mod the_x_layer_norm;

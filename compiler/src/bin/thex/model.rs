@@ -43,8 +43,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value = "exact")]
     profile: ProfileArg,
     /// Compute single nodes in another form than the profile's; may be given again, later ones win. NODE is a name in the IR or in the ONNX
-    /// file, `*` for any text. FORM is, for a GELU, exact or relu; for a softmax, exact, two-pass, row-maximum or cube; for a
-    /// layer norm, exact, affine or constant.
+    /// file, `*` for any text. FORM is, for a GELU, exact or relu; for a softmax, exact, two-pass, row-maximum, cube, cube-network,
+    /// score or score-network; for a layer norm, exact, affine or constant.
     #[arg(long, value_name = "NODE=FORM")]
     approximate: Vec<String>,
     /// Shape of an input, batch included, for example `input_ids=1x16`. Taken from the calibration data if not given.
