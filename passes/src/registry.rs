@@ -4,7 +4,7 @@ use crate::lower::{InsertBootstraps, InsertRescale, SelectParameters, WidenForNo
 use crate::pass::Pass;
 use crate::transform::{
     BoundMasks, Calibrate, Canonicalize, ChooseForms, ConstantLayerNorm, DeferNormalization, ExactLayerNorm,
-    ExactSoftmax, FoldAffine, FuseUnary, SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
+    ExactSoftmax, FoldAffine, FuseUnary, ReduceRank, SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
 };
 
 /// The pipeline. A pass with nothing to do leaves the graph alone.
@@ -21,6 +21,7 @@ pub fn pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(TheXLayerNorm::default()),
         Box::new(ConstantLayerNorm::default()),
         Box::new(ExactLayerNorm),
+        Box::new(ReduceRank::default()),
         Box::new(DeferNormalization::default()),
         Box::new(FoldAffine),
         Box::new(FuseUnary),

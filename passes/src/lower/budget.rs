@@ -2,15 +2,15 @@
 
 /// What a choice costs, and the error variance that it adds to the outputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Price {
-    pub(super) cost: f64,
-    pub(super) error: f64,
+pub(crate) struct Price {
+    pub(crate) cost: f64,
+    pub(crate) error: f64,
 }
 
 /// The index of one choice of each site, such that the errors stay within the budget at the least cost: the least of cost +
 /// price·error at the lowest price of error that keeps the budget (bisection), which is optimal on the convex hull of
 /// the choices; what is left of the budget is then spent greedily. A budget that nothing keeps gets about the least errors there are.
-pub(super) fn cheapest(sites: &[Vec<Price>], budget: f64) -> Vec<usize> {
+pub(crate) fn cheapest(sites: &[Vec<Price>], budget: f64) -> Vec<usize> {
     let at_price = |price: f64| -> Vec<usize> {
         let value = |c: &Price| c.cost + price * c.error / budget;
         sites.iter().map(|c| (0..c.len()).min_by(|&a, &b| value(&c[a]).total_cmp(&value(&c[b]))).unwrap_or(0)).collect()
@@ -39,14 +39,14 @@ pub(super) fn cheapest(sites: &[Vec<Price>], budget: f64) -> Vec<usize> {
 }
 
 /// The least errors that cost no more than `most`, or the cheapest choices where those cost more.
-pub(super) fn least_error(sites: &[Vec<Price>], most: f64) -> Vec<usize> {
+pub(crate) fn least_error(sites: &[Vec<Price>], most: f64) -> Vec<usize> {
     let swapped: Vec<Vec<Price>> =
         sites.iter().map(|s| s.iter().map(|c| Price { cost: c.error, error: c.cost }).collect()).collect();
     cheapest(&swapped, most.max(f64::MIN_POSITIVE))
 }
 
 /// What a choice at each site costs and errs in all.
-pub(super) fn total(sites: &[Vec<Price>], chosen: &[usize]) -> Price {
+pub(crate) fn total(sites: &[Vec<Price>], chosen: &[usize]) -> Price {
     let all = sites.iter().zip(chosen).filter_map(|(c, &i)| c.get(i));
     all.fold(Price { cost: 0.0, error: 0.0 }, |sum, c| Price { cost: sum.cost + c.cost, error: sum.error + c.error })
 }

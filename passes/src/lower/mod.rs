@@ -10,7 +10,7 @@
 //! * [`InsertRescale`]: the encoding of every ciphertext.
 
 pub mod affine;
-mod budget;
+pub(crate) mod budget;
 mod insert_bootstraps;
 mod insert_rescale;
 mod nearest_plane;

@@ -55,7 +55,7 @@ impl Pass for DeferNormalization {
         for id in find(graph, |op| matches!(op, ClearOp::MatMul)) {
             let [product, values] = graph.operands(id)[..] else { continue };
             let Some((numerators, factors)) = row_scaled(graph, product) else { continue };
-            if !private.contains(&factors) || graph.users(product).len() > 1 {
+            if !private.contains(&factors) || !private.contains(&values) || graph.users(product).len() > 1 {
                 continue;
             }
             let (now, then) = (needed(product), needed(id));
@@ -78,7 +78,7 @@ impl Pass for DeferNormalization {
 }
 
 /// (x, r) if the node is x∘r with r constant along the last axis.
-fn row_scaled(graph: &Graph, id: NodeId) -> Option<(NodeId, NodeId)> {
+pub(super) fn row_scaled(graph: &Graph, id: NodeId) -> Option<(NodeId, NodeId)> {
     if !matches!(graph.clear_op(id), Some(ClearOp::Mul)) {
         return None;
     }
