@@ -5,8 +5,12 @@
 //! samples that it was not calibrated on. Even samples of the calibration data calibrate, odd ones judge.
 //!
 //! The search is greedy. Each form of each node is tried alone; then they are added to one another, what saves most for each point that
-//! it loses first, as long as the budget holds, until a round adds nothing. Models with many nodes are searched by role (the same name in
-//! every layer) instead of node by node. Trials that no other beats in both time and accuracy are the Pareto front.
+//! it loses first, as long as the budget holds, until a round adds nothing. Trials that no other beats in both time and accuracy are the Pareto front.
+//!
+//! Models with many nodes take minutes to compile, and have too many alternatives to compile each. They are searched by role (the same name in
+//! every layer) instead of node by node, and every mixture is *screened* first: the approximated function is run as it is, with neither
+//! rounding nor noise, in seconds. What loses the budget there needs no compilation. A role that does is halved, layer by layer, until what is left bears it. For
+//! a budget of seconds nothing is screened.
 //!
 //! Losses are counted against the exact circuit under the same noise, in points: of accuracy where the data have labels, else of
 //! agreement with the float model's classes, else (embeddings) of the mean cosine. They are as coarse as the samples are few.
@@ -19,15 +23,15 @@ use std::path::{Path, PathBuf};
 use ndarray::{ArrayD, Axis, Slice};
 use ndarray_npy::NpzWriter;
 use serde::Serialize;
-use thex_circuit::{Circuit, Parameters};
+use thex_circuit::{Circuit, ClientBundle, Parameters};
 use thex_passes::Profile;
 use thex_passes::choice::{self, Form, Kind};
 use thex_passes::params::{self, Work};
 use thex_runtime::{KernelTimes, calibrate, npz};
 
 use crate::error::{CompileError, Result};
-use crate::evaluate::{Evaluation, Mode, Workload, evaluate_pair};
-use crate::pipeline::{CompileOptions, compile, rewrite};
+use crate::evaluate::{Evaluation, Mode, Workload, evaluate_graph, evaluate_pair};
+use crate::pipeline::{CompileOptions, compile, graph_file, rewrite};
 
 /// What the circuit may lose or take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +89,12 @@ const LEAST_SAVING: f64 = 0.002;
 /// Losses below this many points are chance when alternatives are ranked.
 const CHANCE: f64 = 0.1;
 
+/// Samples that screen a mixture.
+const SCREENED: usize = 128;
+
+/// The last pass that changes what is computed.
+const LAST_REWRITE: &str = "fuse-unary";
+
 /// Rounds in which what was refused before is tried again.
 const ROUNDS: usize = 2;
 
@@ -118,6 +128,8 @@ pub struct Search {
     pub parameters: Parameters,
     /// Every mixture that was tried, in order; the first is the exact one.
     pub trials: Vec<Trial>,
+    /// Mixtures that were screened.
+    pub screened: usize,
     /// The one to take.
     pub chosen: usize,
     /// Whether it keeps to the budget.
@@ -130,11 +142,37 @@ struct Alternative {
     name: String,
     nodes: Vec<String>,
     form: Form,
+    /// Look-ups that it saves, about; to put alternatives in order before any is compiled.
+    saving: f64,
 }
 
 impl Alternative {
     fn requests(&self) -> Vec<String> {
         self.nodes.iter().map(|node| format!("{node}={}", self.form.name())).collect()
+    }
+
+    /// The same for the first and the last half of its nodes.
+    fn halves(&self) -> Vec<Self> {
+        let size = self.nodes.len().div_ceil(2);
+        let part = |nodes: &[String]| {
+            let saving = self.saving * nodes.len() as f64 / self.nodes.len() as f64;
+            let name = if let [node] = nodes {
+                node.clone()
+            } else {
+                format!("{} ({} to {})", self.name, nodes[0], nodes[nodes.len() - 1])
+            };
+            Self { name, nodes: nodes.to_vec(), form: self.form, saving }
+        };
+        self.nodes.chunks(size.max(1)).map(part).collect()
+    }
+}
+
+/// Look-ups of one node that a form saves, about: a norm has two an element, the cubes of a softmax one in place of two, and a ReLU as many as a GELU.
+fn saving(form: Form, elements: usize) -> f64 {
+    match form {
+        Form::Affine | Form::Constant => 2.0 * elements as f64,
+        Form::Cube => elements as f64,
+        _ => 0.01 * elements as f64,
     }
 }
 
@@ -151,22 +189,31 @@ fn role(name: &str) -> String {
     role
 }
 
-/// Forms that approximate.
+/// Forms that approximate. Of THE-X's softmaxes only the cube: the others cost more or are worse, and are there for fidelity.
 fn approximations(kind: Kind) -> impl Iterator<Item = Form> {
     let approximates = |form: &Form| matches!(form, Form::Relu | Form::Cube | Form::Affine | Form::Constant);
     kind.forms().iter().copied().filter(approximates)
 }
 
-fn alternatives(nodes: &[(String, Kind)]) -> Vec<Alternative> {
+/// A node that may be approximated.
+struct Open {
+    name: String,
+    kind: Kind,
+    elements: usize,
+}
+
+fn alternatives(nodes: &[Open]) -> Vec<Alternative> {
     let by_role = nodes.len() > MOST_NODES;
-    let mut groups: BTreeMap<(String, Kind), Vec<String>> = BTreeMap::new();
-    for (name, kind) in nodes {
-        let group = if by_role { role(name) } else { name.clone() };
-        groups.entry((group, *kind)).or_default().push(name.clone());
+    let mut groups: BTreeMap<(String, Kind), Vec<&Open>> = BTreeMap::new();
+    for node in nodes {
+        let group = if by_role { role(&node.name) } else { node.name.clone() };
+        groups.entry((group, node.kind)).or_default().push(node);
     }
-    let of_group = |((name, kind), nodes): ((String, Kind), Vec<String>)| {
+    let of_group = |((name, kind), nodes): ((String, Kind), Vec<&Open>)| {
+        let names: Vec<String> = nodes.iter().map(|n| n.name.clone()).collect();
+        let elements = nodes.iter().map(|n| n.elements).sum();
         approximations(kind)
-            .map(move |form| Alternative { name: name.clone(), nodes: nodes.clone(), form })
+            .map(|form| Alternative { name: name.clone(), nodes: names.clone(), form, saving: saving(form, elements) })
             .collect::<Vec<_>>()
     };
     groups.into_iter().flat_map(of_group).collect()
@@ -228,6 +275,9 @@ struct Searcher<'a> {
     measure: Measure,
     limit: usize,
     trials: Vec<Trial>,
+    /// The exact circuit's, where mixtures are to be screened: it says how samples are read.
+    screen: Option<ClientBundle>,
+    screened: usize,
     tell: &'a mut dyn FnMut(&Trial),
 }
 
@@ -241,20 +291,23 @@ impl Searcher<'_> {
             }
     }
 
-    fn evaluate(&self, circuit: &Circuit, bundle: &thex_circuit::ClientBundle) -> Result<Evaluation> {
-        let work = Workload {
+    fn workload(&self, mode: Mode) -> Workload {
+        Workload {
             model: self.options.model.clone(),
             data: self.judges.to_owned(),
-            mode: Mode::Simulate,
+            mode,
             limit: Some(self.limit),
             seed: 0,
             backend: thex_runtime::commands::Device::Cpu,
-        };
-        evaluate_pair(circuit, bundle, &work)
+        }
+    }
+
+    fn evaluate(&self, circuit: &Circuit, bundle: &ClientBundle) -> Result<Evaluation> {
+        evaluate_pair(circuit, bundle, &self.workload(Mode::Simulate))
     }
 
     /// The exact circuit: settles parameters, samples and measure.
-    fn exact(&mut self) -> Result<()> {
+    fn exact(&mut self, screens: bool) -> Result<()> {
         let compiled = compile(&self.options)?;
         let circuit = &compiled.emitted.circuit;
         self.limit = (SIMULATED / circuit.pbs_count().max(1)).clamp(*SAMPLES.start(), *SAMPLES.end()) as usize;
@@ -270,7 +323,45 @@ impl Searcher<'_> {
         self.parameters = Some(circuit.parameters);
         self.times = Some(calibrate::measure(circuit.parameters, 0)?);
         self.record(String::from("exact"), Vec::new(), circuit, &evaluation);
+        self.screen = screens.then(|| compiled.emitted.bundle.clone());
         Ok(())
+    }
+
+    /// Points that the forms of a mixture lose by themselves, without rounding and noise; 0 where nothing is screened.
+    fn screen(&mut self, mixture: &[&Alternative]) -> Result<f64> {
+        let Some(bundle) = &self.screen else { return Ok(0.0) };
+        let options = self.with(mixture);
+        let rewritten = rewrite(&options, Some(LAST_REWRITE))?;
+        let graph = graph_file(&options, &rewritten.cx, &rewritten.graph)?.graph;
+        let work = Workload { limit: Some(SCREENED), ..self.workload(Mode::Clear) };
+        let evaluation = evaluate_graph(&graph, bundle, &work)?;
+        self.screened += 1;
+        let whole = if self.measure == Measure::Accuracy { evaluation.float_accuracy.unwrap_or(1.0) } else { 1.0 };
+        let loss = 100.0 * whole - self.score(&evaluation);
+        tracing::info!("{}: {loss:.2} points lost without noise", name_of(mixture));
+        Ok(loss)
+    }
+
+    /// What of an alternative loses no more than this by itself: all of it, or halves of it.
+    fn bearable(&mut self, alternative: &Alternative, most: f64) -> Result<Vec<Alternative>> {
+        if self.screen(&[alternative])? <= most {
+            return Ok(vec![alternative.clone()]);
+        }
+        if alternative.nodes.len() == 1 {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for half in alternative.halves() {
+            found.extend(self.bearable(&half, most)?);
+        }
+        Ok(found)
+    }
+
+    fn with(&self, mixture: &[&Alternative]) -> CompileOptions {
+        let mut options = self.options.clone();
+        options.approximate.extend(mixture.iter().flat_map(|a| a.requests()));
+        options.parameters = self.parameters;
+        options
     }
 
     fn record(&mut self, name: String, requests: Vec<String>, circuit: &Circuit, evaluation: &Evaluation) -> usize {
@@ -295,22 +386,23 @@ impl Searcher<'_> {
         if let Some(known) = self.trials.iter().position(|t| t.requests == requests) {
             return Ok(known);
         }
-        let name = mixture.iter().map(|a| format!("{}={}", a.name, a.form.name())).collect::<Vec<_>>().join(", ");
-        let mut options = self.options.clone();
-        options.approximate.extend(requests.iter().cloned());
-        options.parameters = self.parameters;
-        let compiled = compile(&options)?;
+        let compiled = compile(&self.with(mixture))?;
         let evaluation = self.evaluate(&compiled.emitted.circuit, &compiled.emitted.bundle)?;
-        Ok(self.record(name, requests, &compiled.emitted.circuit, &evaluation))
+        Ok(self.record(name_of(mixture), requests, &compiled.emitted.circuit, &evaluation))
     }
 
-    /// The alternatives that save something by themselves, best first, then the others.
-    fn ranked<'b>(&mut self, all: &'b [Alternative]) -> Result<Vec<&'b Alternative>> {
-        let mut worth: Vec<(f64, &Alternative)> = Vec::new();
+    /// The alternatives, best first. Where mixtures are screened, those that nothing speaks against, by what they should save; else by what each
+    /// saves, compiled by itself, for each point that it loses.
+    fn ranked(&mut self, all: &[Alternative], budget: Budget) -> Result<Vec<Alternative>> {
+        let mut worth: Vec<(f64, Alternative)> = Vec::new();
         for alternative in all {
+            if let (Some(_), Budget::Points(most)) = (&self.screen, budget) {
+                worth.extend(self.bearable(alternative, most)?.into_iter().map(|a| (a.saving, a)));
+                continue;
+            }
             let at = self.try_mixture(&[alternative])?;
             let (exact, trial) = (&self.trials[0], &self.trials[at]);
-            worth.push(((exact.cost - trial.cost) / trial.loss.max(CHANCE), alternative));
+            worth.push(((exact.cost - trial.cost) / trial.loss.max(CHANCE), alternative.clone()));
         }
         worth.sort_by(|a, b| b.0.total_cmp(&a.0));
         Ok(worth.into_iter().map(|(_, alternative)| alternative).collect())
@@ -318,7 +410,7 @@ impl Searcher<'_> {
 
     /// Adds alternatives to one another; returns the last mixture within the budget.
     fn grow(&mut self, all: &[Alternative], budget: Budget) -> Result<usize> {
-        let ranked = self.ranked(all)?;
+        let ranked = self.ranked(all, budget)?;
         let (mut mixture, mut best): (Vec<&Alternative>, usize) = (Vec::new(), 0);
         for _ in 0..ROUNDS {
             let before = mixture.len();
@@ -326,10 +418,13 @@ impl Searcher<'_> {
                 if matches!(budget, Budget::Seconds(most) if self.trials[best].seconds <= most) {
                     return Ok(best);
                 }
-                if mixture.iter().any(|known| known.nodes == alternative.nodes) {
+                if mixture.iter().any(|known| known.nodes.iter().any(|node| alternative.nodes.contains(node))) {
                     continue;
                 }
-                let with: Vec<&Alternative> = mixture.iter().copied().chain([*alternative]).collect();
+                let with: Vec<&Alternative> = mixture.iter().copied().chain([alternative]).collect();
+                if matches!(budget, Budget::Points(most) if self.screen(&with)? > most) {
+                    continue;
+                }
                 let at = self.try_mixture(&with)?;
                 let (now, then) = (&self.trials[best], &self.trials[at]);
                 let saves = then.cost < now.cost * (1.0 - LEAST_SAVING);
@@ -348,6 +443,11 @@ impl Searcher<'_> {
     }
 }
 
+/// A mixture in short.
+fn name_of(mixture: &[&Alternative]) -> String {
+    mixture.iter().map(|a| format!("{}={}", a.name, a.form.name())).collect::<Vec<_>>().join(", ")
+}
+
 /// Searches; `tell` hears of every trial. The profile of `options` is taken as `exact`, its own requests hold for all trials.
 ///
 /// # Errors
@@ -361,8 +461,14 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
         ..options.clone()
     };
     let settled: BTreeSet<String> = settled(&options)?;
-    let nodes = choice::open(&rewrite(&options, Some("canonicalize"))?.graph);
-    let open: Vec<(String, Kind)> = nodes.into_iter().filter(|(name, _)| !settled.contains(name)).collect();
+    let graph = rewrite(&options, Some("canonicalize"))?.graph;
+    let elements: BTreeMap<&str, usize> =
+        graph.ids().map(|id| (graph.node(id).name.as_str(), graph.node(id).shape.iter().product())).collect();
+    let open: Vec<Open> = choice::open(&graph)
+        .into_iter()
+        .filter(|(name, _)| !settled.contains(name))
+        .map(|(name, kind)| Open { elements: elements.get(name.as_str()).copied().unwrap_or(0), name, kind })
+        .collect();
     let mut searcher = Searcher {
         options,
         judges: &halves.judges,
@@ -371,9 +477,11 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
         measure: Measure::Agreement,
         limit: 1,
         trials: Vec::new(),
+        screen: None,
+        screened: 0,
         tell,
     };
-    searcher.exact()?;
+    searcher.exact(open.len() > MOST_NODES && matches!(budget, Budget::Points(_)))?;
     let chosen = searcher.grow(&alternatives(&open), budget)?;
     let trial = &searcher.trials[chosen];
     let kept = match budget {
@@ -382,7 +490,7 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
     };
     let (measure, samples) = (searcher.measure, searcher.limit);
     let parameters = searcher.parameters.unwrap_or_else(Parameters::standard);
-    Ok(Search { measure, samples, parameters, trials: searcher.trials, chosen, kept })
+    Ok(Search { measure, samples, parameters, screened: searcher.screened, trials: searcher.trials, chosen, kept })
 }
 
 /// Nodes that the caller has chosen a form for.
@@ -420,8 +528,12 @@ impl Search {
             Measure::Agreement => "agreement with the float model",
             Measure::Cosine => "cosine to the float model's embedding",
         };
+        let screened = match self.screened {
+            0 => String::new(),
+            n => format!("{n} mixtures of forms screened without noise, "),
+        };
         let mut out = format!(
-            "{} mixtures of forms compiled and simulated on {} samples; losses in points of {measure}\n\n{:>8} {:>9} {:>8} {:>7}  {}\n",
+            "{screened}{} mixtures of forms compiled and simulated on {} samples; losses in points of {measure}\n\n{:>8} {:>9} {:>8} {:>7}  {}\n",
             self.trials.len(),
             self.samples,
             "PBS",
@@ -496,6 +608,7 @@ mod tests {
             samples: 100,
             parameters: Parameters::standard(),
             trials,
+            screened: 0,
             chosen: 1,
             kept: true,
         };
@@ -507,9 +620,16 @@ mod tests {
     #[test]
     fn roles_are_names_without_numbers() {
         assert_eq!(role("layer.10.norm1"), role("layer.3.norm2"));
-        let nodes: Vec<(String, Kind)> =
-            (0..7).flat_map(|i| [(format!("l.{i}.n"), Kind::LayerNorm), (format!("l.{i}.g"), Kind::Gelu)]).collect();
+        let open = |name: String, kind| Open { name, kind, elements: 8 };
+        let nodes: Vec<Open> = (0..7)
+            .flat_map(|i| [open(format!("l.{i}.n"), Kind::LayerNorm), open(format!("l.{i}.g"), Kind::Gelu)])
+            .collect();
         assert_eq!(alternatives(&nodes).len(), 3);
         assert_eq!(alternatives(&nodes[..4]).len(), 6);
+        let whole = &alternatives(&nodes)[1];
+        let halves = whole.halves();
+        assert_eq!(halves.iter().map(|h| h.nodes.len()).collect::<Vec<_>>(), [4, 3]);
+        assert!((halves.iter().map(|h| h.saving).sum::<f64>() - whole.saving).abs() < 1e-9);
+        assert_eq!(halves[1].halves()[1].name, "l.6.n");
     }
 }

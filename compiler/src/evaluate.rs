@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -13,6 +14,7 @@ use ndarray::{ArrayD, IxDyn};
 use rayon::prelude::*;
 use serde::Serialize;
 use thex_circuit::{Circuit, ClientBundle, FrozenInput, NoiseModel};
+use thex_ir::{Graph, NodeId};
 use thex_runtime::client::{self, Named, Rounding};
 use thex_runtime::commands::{self, Bar, Device};
 use thex_runtime::executor::Executor;
@@ -205,6 +207,36 @@ pub fn evaluate_pair(circuit: &Circuit, bundle: &ClientBundle, work: &Workload) 
     evaluation.pbs_count = circuit.pbs_count();
     evaluation.predicted_rms_error = circuit.info.predicted_output_error;
     Ok(evaluation)
+}
+
+/// The real function that a circuit computes, `graph` from the model's inputs to its outputs, with neither rounding nor noise: what
+/// approximations lose by themselves.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_graph(graph: &Graph, bundle: &ClientBundle, work: &Workload) -> Result<Evaluation> {
+    let samples = read_samples(bundle, work)?;
+    let labels = labels(&work.data, samples.len())?;
+    let reference = reference(bundle, &work.model)?;
+    let run = |sample: &Vec<Named>| -> Result<Outcome> {
+        let start = Instant::now();
+        let circuit = run_graph(graph, sample)?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Outcome { circuit, float: float_outputs(&reference, sample)?, overflows: BTreeMap::new(), seconds })
+    };
+    let outcomes: Vec<Outcome> = samples.par_iter().map(run).collect::<Result<_>>()?;
+    score(&outcomes, labels.as_deref())
+}
+
+fn run_graph(graph: &Graph, sample: &[Named]) -> Result<Vec<Named>> {
+    let named = |id: &NodeId| {
+        let name = &graph.node(*id).name;
+        let value = sample.iter().find(|(n, _)| n == name).map(|(_, value)| Arc::new(value.clone()));
+        value.ok_or_else(|| CompileError::Data(format!("no value was given for input `{name}`")))
+    };
+    let inputs: Vec<Arc<ArrayD<f64>>> = graph.inputs.iter().map(named).collect::<Result<_>>()?;
+    let outputs = thex_ir::interpret::run(graph, &inputs)?;
+    Ok(graph.outputs.iter().zip(outputs).map(|((name, _), value)| (name.clone(), (*value).clone())).collect())
 }
 
 /// The float model at the shapes that the bundle was compiled for.
