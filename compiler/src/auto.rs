@@ -632,4 +632,36 @@ mod tests {
         assert!((halves.iter().map(|h| h.saving).sum::<f64>() - whole.saving).abs() < 1e-9);
         assert_eq!(halves[1].halves()[1].name, "l.6.n");
     }
+
+    #[test]
+    fn screening_finds_what_forms_lose_and_halves_what_loses_too_much() {
+        let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(name);
+        let halves = Halves::of(&path("data/digits_calibration.npz")).unwrap();
+        let model = path("models/digits_vit.onnx");
+        let options = CompileOptions { model, calibration: halves.calibration.clone(), ..CompileOptions::default() };
+        let mut searcher = Searcher {
+            options,
+            judges: &halves.judges,
+            parameters: None,
+            times: None,
+            measure: Measure::Agreement,
+            limit: 1,
+            trials: Vec::new(),
+            screen: None,
+            screened: 0,
+            tell: &mut |_| {},
+        };
+        searcher.exact(true).unwrap();
+        assert!(searcher.screen(&[]).unwrap().abs() < 1e-9, "without approximations nothing is lost");
+        let nodes = ["blocks.0.ln1", "blocks.0.ln2", "blocks.1.ln1", "blocks.1.ln2", "ln"];
+        let nodes: Vec<String> = nodes.iter().map(|n| format!("{n}.LayerNormalization")).collect();
+        let norms = Alternative { name: "norms".into(), nodes, form: Form::Affine, saving: 1.0 };
+        let loss = searcher.screen(&[&norms]).unwrap();
+        assert!(loss > 2.0, "{loss}");
+        let kept = searcher.bearable(&norms, 1.0).unwrap();
+        assert!(!kept.is_empty() && kept.iter().all(|a| a.nodes.len() < norms.nodes.len()), "{kept:?}");
+        for alternative in &kept {
+            assert!(searcher.screen(&[alternative]).unwrap() <= 1.0);
+        }
+    }
 }
