@@ -281,7 +281,23 @@ struct Searcher<'a> {
     tell: &'a mut dyn FnMut(&Trial),
 }
 
-impl Searcher<'_> {
+impl<'a> Searcher<'a> {
+    /// Nothing is settled before [`Self::exact`].
+    fn new(options: CompileOptions, judges: &'a Path, tell: &'a mut dyn FnMut(&Trial)) -> Self {
+        Self {
+            options,
+            judges,
+            parameters: None,
+            times: None,
+            measure: Measure::Agreement,
+            limit: 1,
+            trials: Vec::new(),
+            screen: None,
+            screened: 0,
+            tell,
+        }
+    }
+
     fn score(&self, evaluation: &Evaluation) -> f64 {
         100.0
             * match self.measure {
@@ -469,18 +485,7 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
         .filter(|(name, _)| !settled.contains(name))
         .map(|(name, kind)| Open { elements: elements.get(name.as_str()).copied().unwrap_or(0), name, kind })
         .collect();
-    let mut searcher = Searcher {
-        options,
-        judges: &halves.judges,
-        parameters: None,
-        times: None,
-        measure: Measure::Agreement,
-        limit: 1,
-        trials: Vec::new(),
-        screen: None,
-        screened: 0,
-        tell,
-    };
+    let mut searcher = Searcher::new(options, &halves.judges, tell);
     searcher.exact(open.len() > MOST_NODES && matches!(budget, Budget::Points(_)))?;
     let chosen = searcher.grow(&alternatives(&open), budget)?;
     let trial = &searcher.trials[chosen];
@@ -639,18 +644,8 @@ mod tests {
         let halves = Halves::of(&path("data/digits_calibration.npz")).unwrap();
         let model = path("models/digits_vit.onnx");
         let options = CompileOptions { model, calibration: halves.calibration.clone(), ..CompileOptions::default() };
-        let mut searcher = Searcher {
-            options,
-            judges: &halves.judges,
-            parameters: None,
-            times: None,
-            measure: Measure::Agreement,
-            limit: 1,
-            trials: Vec::new(),
-            screen: None,
-            screened: 0,
-            tell: &mut |_| {},
-        };
+        let mut ignore = |_: &Trial| {};
+        let mut searcher = Searcher::new(options, &halves.judges, &mut ignore);
         searcher.exact(true).unwrap();
         assert!(searcher.screen(&[]).unwrap().abs() < 1e-9, "without approximations nothing is lost");
         let nodes = ["blocks.0.ln1", "blocks.0.ln2", "blocks.1.ln1", "blocks.1.ln2", "ln"];
