@@ -92,3 +92,18 @@ fn balanced_scores_are_the_same_scores() {
     let error = relative_error(&outputs(&balanced, &samples), &wanted);
     assert!(error < 1e-9, "{error}");
 }
+
+#[test]
+fn relus_of_a_maximum_are_no_activations() {
+    let shape = Shape { tokens: 17, ..WIDE };
+    let (mut graph, samples) = transformer(shape, 5, 32);
+    let mut cx = PassCx::new(Profile::Exact, samples);
+    cx.approximate = vec!["*softmax=row-maximum".into()];
+    let mut pipeline = registry::pipeline();
+    options::apply(&mut pipeline, &["reduce-rank:error=0.3".into()]).unwrap();
+    let manager = PassManager { stop_after: Some("reduce-rank".into()), ..PassManager::default() };
+    manager.run(&pipeline, &mut graph, &mut cx).unwrap();
+    assert!(graph.ids().any(|id| graph.node(id).name.contains(".excess")), "no maximum was taken");
+    let lines: Vec<&String> = cx.approximations.iter().filter(|a| a.contains("a line for the others")).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|a| !a.contains("softmax")), "{lines:?}");
+}

@@ -15,7 +15,7 @@ pub(super) enum Kind {
     },
     /// q·kᵀ: the inner dimension.
     Scores,
-    /// A function of one variable: its channels.
+    /// A function of one variable that a linear map reads: its channels.
     Activation,
 }
 
@@ -83,7 +83,7 @@ fn site(graph: &Graph, id: NodeId, demand: &Demand) -> Option<Site> {
             let mean = only_mean(graph, id)?;
             Some(Site { id, kind: Kind::Variance { mean }, size, per_dimension: by_rows })
         }
-        ClearOp::Unary { chain } if chain.0.iter().any(bends) => {
+        ClearOp::Unary { chain } if chain.0.iter().any(bends) && feeds_a_linear_map(graph, id) => {
             Some(Site { id, kind: Kind::Activation, size, per_dimension: by_rows })
         }
         ClearOp::MatMul => {
@@ -105,6 +105,11 @@ fn only_mean(graph: &Graph, id: NodeId) -> Option<NodeId> {
     let axis = graph.node(id).shape.len() - 1;
     let wanted = ClearOp::Reduce { reduction: Reduction::Mean, axis };
     (graph.clear_op(*mean) == Some(&wanted) && !graph.is_output(id)).then_some(*mean)
+}
+
+/// As an activation does. The ReLUs in a maximum, or in a cube, must not become lines: what is left of them decides signs.
+fn feeds_a_linear_map(graph: &Graph, id: NodeId) -> bool {
+    graph.users(id).iter().any(|(user, _)| graph.clear_op(*user) == Some(&ClearOp::Linear))
 }
 
 fn bends(function: &UnaryFn) -> bool {
