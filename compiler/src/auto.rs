@@ -277,7 +277,8 @@ struct Searcher<'a> {
     trials: Vec<Trial>,
     /// The exact circuit's, where mixtures are to be screened: it says how samples are read.
     screen: Option<ClientBundle>,
-    screened: usize,
+    /// What mixtures lose without noise, by their requests.
+    screened: BTreeMap<Vec<String>, f64>,
     tell: &'a mut dyn FnMut(&Trial),
 }
 
@@ -293,7 +294,7 @@ impl<'a> Searcher<'a> {
             limit: 1,
             trials: Vec::new(),
             screen: None,
-            screened: 0,
+            screened: BTreeMap::new(),
             tell,
         }
     }
@@ -347,13 +348,16 @@ impl<'a> Searcher<'a> {
     fn screen(&mut self, mixture: &[&Alternative]) -> Result<f64> {
         let Some(bundle) = &self.screen else { return Ok(0.0) };
         let options = self.with(mixture);
+        if let Some(known) = self.screened.get(&options.approximate) {
+            return Ok(*known);
+        }
         let rewritten = rewrite(&options, Some(LAST_REWRITE))?;
         let graph = graph_file(&options, &rewritten.cx, &rewritten.graph)?.graph;
         let work = Workload { limit: Some(SCREENED), ..self.workload(Mode::Clear) };
         let evaluation = evaluate_graph(&graph, bundle, &work)?;
-        self.screened += 1;
         let whole = if self.measure == Measure::Accuracy { evaluation.float_accuracy.unwrap_or(1.0) } else { 1.0 };
         let loss = 100.0 * whole - self.score(&evaluation);
+        self.screened.insert(options.approximate, loss);
         tracing::info!("{}: {loss:.2} points lost without noise", name_of(mixture));
         Ok(loss)
     }
@@ -495,7 +499,15 @@ pub fn search(options: &CompileOptions, budget: Budget, tell: &mut dyn FnMut(&Tr
     };
     let (measure, samples) = (searcher.measure, searcher.limit);
     let parameters = searcher.parameters.unwrap_or_else(Parameters::standard);
-    Ok(Search { measure, samples, parameters, screened: searcher.screened, trials: searcher.trials, chosen, kept })
+    Ok(Search {
+        measure,
+        samples,
+        parameters,
+        screened: searcher.screened.len(),
+        trials: searcher.trials,
+        chosen,
+        kept,
+    })
 }
 
 /// Nodes that the caller has chosen a form for.

@@ -30,7 +30,7 @@ use thex_ir::{Graph, Tensor, interpret};
 
 use self::moments::Subspace;
 use self::sites::Site;
-use crate::error::Result;
+use crate::error::{PassError, Result};
 use crate::lower::budget::{Price, cheapest};
 use crate::options::PassOption;
 use crate::pass::{Pass, PassCx};
@@ -104,8 +104,13 @@ impl Pass for ReduceRank {
             sites::Kind::Variance { .. } | sites::Kind::Activation => self.error > 0.0,
         };
         let sites: Vec<Site> = sites::find(graph).into_iter().filter(wanted).collect();
-        if sites.is_empty() || cx.samples.is_empty() {
+        if sites.is_empty() {
             return Ok(false);
+        }
+        if cx.samples.len() < 2 {
+            let reason =
+                "reduce-rank fits on one half of the calibration samples and judges on the other: give at least two";
+            return Err(PassError::Invalid(reason.into()));
         }
         let (fitted, judging) = split(cx, self.samples);
         let subspaces = moments::measure(graph, &sites, fitted)?;
@@ -114,7 +119,12 @@ impl Pass for ReduceRank {
             let judge = Judge::new(graph, judging)?;
             let candidates = judge.candidates(graph, &sites, &subspaces)?;
             let (reduced, kept, error) = self.choose(graph, &sites, &subspaces, &candidates, &judge)?;
-            if kept != whole {
+            if kept == whole {
+                cx.note(format!(
+                    "reduce-rank: nothing can be cut for an error of {} of the outputs' spread",
+                    self.error
+                ));
+            } else {
                 report(graph, &sites, &kept, error, judging.len(), cx);
             }
             *graph = reduced;
@@ -127,12 +137,9 @@ impl Pass for ReduceRank {
     }
 }
 
-/// Samples that subspaces are computed from, and others that judge; the same where there are too few.
+/// Samples that subspaces are computed from, and others that judge.
 fn split(cx: &PassCx, judges: usize) -> (&[Sample], &[Sample]) {
     let half = cx.samples.len() / 2;
-    if half == 0 {
-        return (&cx.samples, &cx.samples);
-    }
     (&cx.samples[..half.min(FITTED)], &cx.samples[half..][..judges.min(cx.samples.len() - half)])
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nalgebra::{DMatrix, SymmetricEigen};
-use ndarray::{Array1, Array2, ArrayView2, Axis, Ix2, Ix3};
+use ndarray::{Array1, Array2, ArrayView2, Axis, Ix2};
 use rayon::prelude::*;
 use thex_ir::interpret::{self, Values};
 use thex_ir::{ClearOp, Graph, NodeId, Tensor};
@@ -38,13 +38,16 @@ pub(super) struct Line {
     pub(super) shift: f64,
 }
 
+/// Stands for the largest eigenvalue of a matrix of zeros, as of a head that is never used: its roots have inverses.
+const LEAST: f64 = 1e-100;
+
 /// Eigenvectors (columns) and eigenvalues of a symmetric matrix, the largest first; none is less than a trillionth of the largest.
 fn eigen(matrix: &Array2<f64>) -> (Array2<f64>, Vec<f64>) {
     let n = matrix.nrows();
     let found = SymmetricEigen::new(DMatrix::from_fn(n, n, |i, j| 0.5 * (matrix[(i, j)] + matrix[(j, i)])));
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| found.eigenvalues[b].total_cmp(&found.eigenvalues[a]).then(a.cmp(&b)));
-    let floor = order.first().map_or(1.0, |&i| found.eigenvalues[i]).max(f64::MIN_POSITIVE) * 1e-12;
+    let floor = order.first().map_or(1.0, |&i| found.eigenvalues[i]).max(LEAST) * 1e-12;
     let vectors = Array2::from_shape_fn((n, n), |(i, j)| found.eigenvectors[(i, order[j])]);
     (vectors, order.iter().map(|&i| found.eigenvalues[i].max(floor)).collect())
 }
@@ -107,10 +110,7 @@ fn heads(tensor: &Tensor) -> Vec<Array2<f64>> {
     let Some((&[m, n], before)) = shape.split_last_chunk::<2>().map(|(b, l)| (l, b)) else { return Vec::new() };
     let flat: Vec<f64> = tensor.iter().copied().collect();
     let Ok(all) = ndarray::Array::from_shape_vec((before.iter().product(), m, n), flat) else { return Vec::new() };
-    let all = all.into_dimensionality::<Ix3>().unwrap_or_default();
-    all.axis_iter(Axis(0))
-        .map(|head| head.into_dimensionality::<Ix2>().map(|h| h.to_owned()).unwrap_or_default())
-        .collect()
+    all.outer_iter().map(|head| head.to_owned()).collect()
 }
 
 /// What is summed at a site for one sample.
@@ -195,10 +195,7 @@ fn lines(sums: &Moments, read: &[f64]) -> Subspace {
 /// Where an activation is read by a linear map, the squared length of each channel's column; else ones.
 fn read_by(graph: &Graph, id: NodeId) -> Vec<f64> {
     let weights = graph.users(id).into_iter().find_map(|(user, port)| weights_of(graph, user, port));
-    let lengths = weights.map(|w| {
-        w.iter().map(|v| v * v).collect::<Array1<f64>>().into_shape_with_order(w.raw_dim()).unwrap_or_default()
-    });
-    lengths.map(|squares| squares.sum_axis(Axis(0)).to_vec()).unwrap_or_default()
+    weights.map(|w| w.mapv(|v| v * v).sum_axis(Axis(0)).to_vec()).unwrap_or_default()
 }
 
 /// The matrix by which a linear map reads one of its terms.
@@ -256,6 +253,15 @@ mod tests {
         // Both sides share the variance of each direction evenly.
         let (q, k) = (second(&queries.dot(&head.into)), second(&keys.dot(&head.out.t())));
         assert!(largest(&(q - k)) < 1e-9);
+    }
+
+    #[test]
+    fn a_head_that_is_never_used_makes_finite_maps() {
+        let (nothing, keys) = (Array2::zeros((6, 6)), second(&noise(50, 6, 1.0)));
+        for (q, k) in [(&nothing, &keys), (&keys, &nothing), (&nothing, &nothing)] {
+            let head = Head::of_scores(q, k);
+            assert!(head.into.iter().chain(&head.out).all(|v| v.is_finite()));
+        }
     }
 
     #[test]

@@ -87,10 +87,12 @@ fn site(graph: &Graph, id: NodeId, demand: &Demand) -> Option<Site> {
             Some(Site { id, kind: Kind::Activation, size, per_dimension: by_rows })
         }
         ClearOp::MatMul => {
-            let left = graph.operands(id)[0];
-            let inner = *graph.node(left).shape.last()?;
-            // Probabilities times values are no scores.
-            let scores = row_scaled(graph, left).is_none();
+            let [left, right] = graph.operands(id)[..] else { return None };
+            let (a, b) = (&graph.node(left).shape, &graph.node(right).shape);
+            let inner = *a.last()?;
+            // Probabilities times values are no scores; and every head has queries and keys of its own, or subspaces would not fit.
+            let own = a.len() == b.len() && a.len() >= 2 && a[..a.len() - 2] == b[..b.len() - 2];
+            let scores = own && row_scaled(graph, left).is_none();
             let per_dimension = by_rows * size.div_ceil(SLOTS) as f64;
             scores.then_some(Site { id, kind: Kind::Scores, size: inner, per_dimension })
         }
