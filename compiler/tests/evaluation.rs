@@ -98,7 +98,7 @@ fn a_trace_agrees_with_its_model_and_its_seed() {
 #[test]
 fn without_noise_less_is_lost() {
     let error =
-        |mode| number(&json(&on_digits("trace", &["--limit", "4", "--mode", mode, "--json"])), "output_rms_error");
+        |mode| number(&json(&on_digits("trace", &["--limit", "24", "--mode", mode, "--json"])), "output_rms_error");
     let (clear, simulated) = (error("clear"), error("simulate"));
     assert!(0.0 < clear && clear < simulated, "{clear} {simulated}");
 }

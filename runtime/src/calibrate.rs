@@ -8,8 +8,7 @@ use std::time::Instant;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
-use tfhe::core_crypto::fft_impl::fft64::c64;
-use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
+use tfhe::core_crypto::prelude::Fft;
 use thex_circuit::instruction::{Block, Linear, LutProduct};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
@@ -17,7 +16,7 @@ use crate::error::{Result, RuntimeError};
 use crate::executor::{Backend, CpuBackend, LookUps, Products};
 use crate::kernels::balanced_chunk;
 use crate::kernels::matrix::TiledMatrix;
-use crate::kernels::rotate::{BATCH, batch_of};
+use crate::kernels::rotate::{BATCH, BootstrapKey, batch_of};
 use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING, check_ring};
 use crate::ranks::Kind;
 
@@ -49,21 +48,10 @@ pub struct KernelTimes {
 /// A server key of full size that encrypts nothing.
 fn synthetic_key(p: Parameters) -> ExpandedServerKey {
     let big = p.big_lwe_dimension().0;
-    let mut bootstrap = FourierLweBootstrapKeyOwned::new(
-        p.lwe_dimension,
-        p.glwe_dimension.to_glwe_size(),
-        p.polynomial_size,
-        p.bootstrap.base_log,
-        p.bootstrap.level,
-    );
-    for (i, x) in bootstrap.as_mut_view().data().iter_mut().enumerate() {
-        let v = (i % 1021) as f64 / 1021.0 - 0.5;
-        *x = c64::new(v, -0.5 * v);
-    }
     ExpandedServerKey {
         info: KeyInfo { id: String::new(), circuit: String::new(), parameters: p },
         keyswitch: TiledMatrix::arbitrary(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0),
-        bootstrap,
+        bootstrap: BootstrapKey::arbitrary(&p, Fft::new(p.polynomial_size).as_view()),
         packing: TiledMatrix::arbitrary(big * p.packing.level.0, p.glwe_words()),
     }
 }

@@ -11,7 +11,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::generators::DeterministicSeeder;
 use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
-use tfhe::core_crypto::fft_impl::fft64::crypto::bootstrap::FourierLweBootstrapKeyOwned;
 use tfhe::core_crypto::prelude::*;
 use thex_circuit::file::IN_MEMORY;
 use thex_circuit::{ClientBundle, Parameters};
@@ -21,6 +20,7 @@ use crate::checkpoint::digest_words;
 use crate::container::{Secrecy, check_writable, contradiction, file_bytes, from_bytes, read, to_bytes, write};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
+use crate::kernels::rotate::BootstrapKey;
 
 const CLIENT_KEY: &str = "client key";
 const SERVER_KEY: &str = "server key";
@@ -76,7 +76,7 @@ pub struct ExpandedServerKey {
     /// Identity and parameters.
     pub info: KeyInfo,
     pub(crate) keyswitch: TiledMatrix,
-    pub(crate) bootstrap: FourierLweBootstrapKeyOwned,
+    pub(crate) bootstrap: BootstrapKey,
     pub(crate) packing: TiledMatrix,
 }
 
@@ -331,13 +331,9 @@ impl ServerKey {
             seeder,
         );
         let mut bootstrap = seeded_bootstrap(&p, vec![0; bsk], b.into());
-        par_generate_seeded_lwe_bootstrap_key(
-            &client.small,
-            &client.glwe,
-            &mut bootstrap,
-            gaussian(p.big_noise()),
-            seeder,
-        );
+        let mut bits = bootstrap_bits(&client.small, &p);
+        par_generate_seeded_lwe_bootstrap_key(&bits, &client.glwe, &mut bootstrap, gaussian(p.big_noise()), seeder);
+        bits.as_mut().zeroize();
         let mut packing = seeded_packing(&p, vec![0; pksk], c.into());
         generate_packing(client, &mut packing, seeder);
         Self { info: client.info.clone(), seeds, keyswitch, bootstrap, packing }
@@ -403,13 +399,23 @@ impl ServerKey {
         })
     }
 
-    /// The key with its masks, in standard form.
+    /// The key with its masks, in standard form: of the bootstrap key, the bits of the small key alone.
     #[cfg(feature = "cuda")]
     pub(crate) fn into_standard(self) -> StandardServerKey {
+        let p = self.info.parameters;
+        let mut bootstrap = self.bootstrap.par_decompress_into_lwe_bootstrap_key().into_container();
+        bootstrap.truncate(bootstrap.len() / p.bootstrap_key_bits() * p.lwe_dimension.0);
         StandardServerKey {
             info: self.info,
             keyswitch: self.keyswitch.par_decompress_into_lwe_keyswitch_key(),
-            bootstrap: self.bootstrap.par_decompress_into_lwe_bootstrap_key(),
+            bootstrap: LweBootstrapKey::from_container(
+                bootstrap,
+                p.glwe_dimension.to_glwe_size(),
+                p.polynomial_size,
+                p.bootstrap.base_log,
+                p.bootstrap.level,
+                p.ciphertext_modulus(),
+            ),
             packing: self.packing.decompress_into_lwe_packing_keyswitch_key(),
         }
     }
@@ -447,15 +453,8 @@ impl ServerKey {
         let packing = TiledMatrix::new(pksk.as_ref(), p.glwe_words());
         drop(pksk);
         let standard = self.bootstrap.par_decompress_into_lwe_bootstrap_key();
-        let mut bootstrap = FourierLweBootstrapKeyOwned::new(
-            p.lwe_dimension,
-            p.glwe_dimension.to_glwe_size(),
-            p.polynomial_size,
-            p.bootstrap.base_log,
-            p.bootstrap.level,
-        );
         let fft = Fft::new(p.polynomial_size);
-        bootstrap.as_mut_view().par_fill_with_forward_fourier(standard.as_view(), fft.as_view());
+        let bootstrap = BootstrapKey::new(&standard, &p, fft.as_view());
         ExpandedServerKey { info: self.info, keyswitch, bootstrap, packing }
     }
 }
@@ -469,6 +468,17 @@ fn seeded_keyswitch(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> S
         seed,
         p.ciphertext_modulus(),
     )
+}
+
+/// What the bootstrap key encrypts: the bits of the small key and, where rotations take two at once, the product of each pair.
+fn bootstrap_bits(small: &LweSecretKeyOwned<u64>, p: &Parameters) -> LweSecretKeyOwned<u64> {
+    // All the room at once, so that no copy is left behind.
+    let mut bits = Vec::with_capacity(p.bootstrap_key_bits());
+    bits.extend_from_slice(small.as_ref());
+    if p.grouping_factor.0 == 2 {
+        bits.extend(small.as_ref().chunks_exact(2).map(|pair| pair[0] * pair[1]));
+    }
+    LweSecretKey::from_container(bits)
 }
 
 fn seeded_bootstrap(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> SeededLweBootstrapKeyOwned<u64> {

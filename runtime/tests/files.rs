@@ -257,7 +257,7 @@ fn a_key_whose_dimensions_are_not_its_parameters_is_refused() {
     let path = work.path("keys/client.key");
     let original = std::fs::read(&path).unwrap();
     let at = original.windows(3).position(|w| w == b"850").unwrap();
-    for (dimension, complaint) in [(b"851", "words"), (b"100", "refused parameters")] {
+    for (dimension, complaint) in [(b"852", "words"), (b"100", "refused parameters")] {
         let mut bytes = original.clone();
         bytes[at..at + 3].copy_from_slice(dimension);
         put(&work.path("k"), &reseal(bytes));

@@ -72,6 +72,7 @@ pub fn circuit_json(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Val
             "keyswitch": { "base_log": p.keyswitch.base_log.0, "level": p.keyswitch.level.0 },
             "bootstrap": { "base_log": p.bootstrap.base_log.0, "level": p.bootstrap.level.0 },
             "packing": { "base_log": p.packing.base_log.0, "level": p.packing.level.0 },
+            "grouping_factor": p.grouping_factor.0,
             "small_noise_log2": 0.5 * p.small_noise().0.log2(),
             "big_noise_log2": 0.5 * p.big_noise().0.log2(),
         },
@@ -120,7 +121,7 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
     }
     let _ = writeln!(
         out,
-        "parameters       n = {}, k = {}, N = {}, keyswitch 2^{} × {}, bootstrap 2^{} × {}, packing 2^{} × {}",
+        "parameters       n = {}, k = {}, N = {}, keyswitch 2^{} × {}, bootstrap 2^{} × {} by {}, packing 2^{} × {}",
         p.lwe_dimension.0,
         p.glwe_dimension.0,
         p.polynomial_size.0,
@@ -128,6 +129,7 @@ pub fn circuit_text(circuit: &Circuit, digest: &str, times: &KernelTimes) -> Str
         p.keyswitch.level.0,
         p.bootstrap.base_log.0,
         p.bootstrap.level.0,
+        if p.grouping_factor.0 == 1 { "single key bits" } else { "pairs of key bits" },
         p.packing.base_log.0,
         p.packing.level.0,
     );

@@ -45,7 +45,7 @@ pub struct SelectParameters {
 
 impl Default for SelectParameters {
     fn default() -> Self {
-        Self { most_cost: 1.25, most_extension: MAX_EXTENSION as usize }
+        Self { most_cost: 1.5, most_extension: MAX_EXTENSION as usize }
     }
 }
 

@@ -29,6 +29,12 @@ const ROTATION: f64 = 1.49e-6;
 /// The same for each level of the decomposition: the transforms of the digits and their products with the key.
 const ROTATION_LEVEL: f64 = 0.63e-6;
 
+/// Both where bits are taken in pairs, for the same unit: measured in the same minutes as bits one by one, n = 820, one to four levels.
+const PAIRED_ROTATION: f64 = 0.52e-6;
+
+/// See [`PAIRED_ROTATION`].
+const PAIRED_ROTATION_LEVEL: f64 = 0.37e-6;
+
 /// Milliseconds of a keyswitch for each unit kN·levels·n.
 const KEYSWITCH: f64 = 2.99e-8;
 
@@ -39,7 +45,11 @@ const PACK: f64 = 2.58e-8;
 #[must_use]
 pub fn rotation(p: &Parameters) -> f64 {
     let (n, k, size) = (p.lwe_dimension.0 as f64, p.glwe_dimension.0 as f64, p.polynomial_size.0 as f64);
-    n * size * (k + 1.0) * (ROTATION + ROTATION_LEVEL * p.bootstrap.level.0 as f64)
+    let (fixed, level) = match p.grouping_factor.0 {
+        1 => (ROTATION, ROTATION_LEVEL),
+        _ => (PAIRED_ROTATION, PAIRED_ROTATION_LEVEL),
+    };
+    n * size * (k + 1.0) * (fixed + level * p.bootstrap.level.0 as f64)
 }
 
 /// Milliseconds that a circuit takes, to rank parameter sets by.
@@ -110,6 +120,8 @@ pub struct Grid {
     pub keyswitches: Vec<(usize, usize)>,
     /// Of the bootstrap.
     pub bootstraps: Vec<(usize, usize)>,
+    /// Key bits that a blind rotation takes at once, where the other parts allow it.
+    pub groupings: Vec<usize>,
     /// Of packing.
     pub packings: Vec<(usize, usize)>,
 }
@@ -127,6 +139,7 @@ impl Grid {
             dimensions: (780..=1000).step_by(10).collect(),
             keyswitches: pairs(2..=5, 3..=8),
             bootstraps: pairs(7..=23, 1..=4),
+            groupings: vec![1, 2],
             packings: pairs(7..=18, 2..=5),
         }
     }
@@ -149,7 +162,7 @@ fn undominated(all: &[Parameters], work: &Work, noise: impl Fn(&Priced) -> f64) 
 /// part of the cost, so each may be narrowed down by itself.
 fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -> Vec<Priced> {
     let decomposition = |&(base, level): &(usize, usize)| Decomposition::new(base, level);
-    let base = Parameters::standard().with_dimensions(n, k, size);
+    let base = Parameters::standard().ungrouped().with_dimensions(n, k, size);
     let of = |choices: &[(usize, usize)], set: fn(&mut Parameters, Decomposition), noise: fn(&Priced) -> f64| {
         let with = |d: &(usize, usize)| {
             let mut p = base;
@@ -159,7 +172,9 @@ fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -
         undominated(&choices.iter().map(with).collect::<Vec<_>>(), work, noise)
     };
     let keyswitches = of(&grid.keyswitches, |p, d| p.keyswitch = d, |x| x.argument);
-    let bootstraps = of(&grid.bootstraps, |p, d| p.bootstrap = d, |x| x.bootstrap);
+    let with = |d, grouping| Parameters { bootstrap: decomposition(d), ..base.with_grouping(grouping) };
+    let bootstraps = grid.bootstraps.iter().flat_map(|d| grid.groupings.iter().map(move |&grouping| with(d, grouping)));
+    let bootstraps = undominated(&bootstraps.filter(Parameters::can_group).collect::<Vec<_>>(), work, |x| x.bootstrap);
     let packings = if work.packs > 0.0 {
         of(&grid.packings, |p, d| p.packing = d, |x| x.packing)
     } else {
@@ -171,8 +186,7 @@ fn of_dimension(grid: &Grid, (k, size): (usize, usize), n: usize, work: &Work) -
     for x in &keyswitches {
         for y in &bootstraps {
             for z in &packings {
-                let parameters =
-                    Parameters { keyswitch: x.keyswitch, bootstrap: y.bootstrap, packing: z.packing, ..base };
+                let parameters = Parameters { keyswitch: x.keyswitch, packing: z.packing, ..*y };
                 sets.push(Priced::new(parameters, work));
             }
         }
@@ -214,6 +228,7 @@ mod tests {
             dimensions: vec![800, 850, 900],
             keyswitches: vec![(2, 6), (3, 5), (3, 4), (4, 4)],
             bootstraps: vec![(23, 1), (15, 2), (16, 2), (11, 3)],
+            groupings: vec![1, 2],
             packings: vec![(12, 3), (16, 2), (10, 2)],
         }
     }
@@ -226,10 +241,12 @@ mod tests {
                 for &(ks, ks_levels) in &grid.keyswitches {
                     for &(bs, bs_levels) in &grid.bootstraps {
                         for &(pk, pk_levels) in &grid.packings {
-                            let text = format!(
-                                "n={n},k={k},N={size},ks={ks}x{ks_levels},bs={bs}x{bs_levels},pk={pk}x{pk_levels}"
-                            );
-                            all.push(Priced::new(text.parse().unwrap(), &WORK));
+                            let decompositions = format!("ks={ks}x{ks_levels},bs={bs}x{bs_levels},pk={pk}x{pk_levels}");
+                            for gf in &grid.groupings {
+                                let p: Parameters =
+                                    format!("n={n},k={k},N={size},{decompositions},gf={gf}").parse().unwrap();
+                                all.extend(p.can_group().then(|| Priced::new(p, &WORK)));
+                            }
                         }
                     }
                 }

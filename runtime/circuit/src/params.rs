@@ -12,8 +12,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::noise_formulas::secure_noise::minimal_lwe_variance_for_132_bits_security_gaussian;
 use tfhe::core_crypto::prelude::{
-    CiphertextModulus, DecompositionBaseLog, DecompositionLevelCount, GlweDimension, LweDimension, PolynomialSize,
-    Variance,
+    CiphertextModulus, DecompositionBaseLog, DecompositionLevelCount, GlweDimension, LweBskGroupingFactor,
+    LweDimension, PolynomialSize, Variance,
 };
 
 use crate::error::{CircuitError, Result};
@@ -27,6 +27,9 @@ pub const SECURITY_BITS: u32 = 132;
 
 /// No evaluation key may have more 64-bit words than this (4 GiB): a hostile file could ask for 63 levels of everything.
 const MAX_KEY_WORDS: usize = 1 << 29;
+
+/// Levels of a bootstrap that takes two key bits at once.
+pub const MAX_GROUPED_LEVELS: usize = 4;
 
 /// Base (log2) and levels of a gadget decomposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +54,8 @@ impl fmt::Display for Decomposition {
     }
 }
 
-/// One set of TFHE parameters. As text, `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
-/// keyswitch, bootstrap and packing.
+/// One set of TFHE parameters. As text, `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2`: dimensions, then log2 of the base and the levels of
+/// keyswitch, bootstrap and packing, then the grouping factor, which is 1 where it is not said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
     /// n: dimension of the small key.
@@ -67,10 +70,22 @@ pub struct Parameters {
     pub bootstrap: Decomposition,
     /// Packing keyswitch, LWE under the big key → GLWE.
     pub packing: Decomposition,
+    /// Bits of the small key that a blind rotation takes at once: 1 or 2. With 2, the bootstrap key has their products besides.
+    #[serde(default = "one_by_one", skip_serializing_if = "is_one_by_one")]
+    pub grouping_factor: LweBskGroupingFactor,
+}
+
+fn one_by_one() -> LweBskGroupingFactor {
+    LweBskGroupingFactor(1)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn is_one_by_one(factor: &LweBskGroupingFactor) -> bool {
+    factor.0 == 1
 }
 
 impl Parameters {
-    /// The set used where nothing else is asked for: n = 850, k = 1, N = 2048, two bootstrap levels.
+    /// The set used where nothing else is asked for: n = 850, k = 1, N = 2048, two bootstrap levels, two key bits at once.
     ///
     /// Chosen in the measurements that the design starts from: LUT arguments keep about 8.2 bits of
     /// the half torus, outputs 22 bits, so linear maps between look-ups may gain about 2^12.
@@ -83,7 +98,20 @@ impl Parameters {
             keyswitch: Decomposition::new(3, 5),
             bootstrap: Decomposition::new(15, 2),
             packing: Decomposition::new(12, 3),
+            grouping_factor: LweBskGroupingFactor(2),
         }
+    }
+
+    /// The same set with so many key bits taken at once.
+    #[must_use]
+    pub fn with_grouping(self, factor: usize) -> Self {
+        Self { grouping_factor: LweBskGroupingFactor(factor), ..self }
+    }
+
+    /// The same set with key bits taken one by one.
+    #[must_use]
+    pub fn ungrouped(self) -> Self {
+        self.with_grouping(1)
     }
 
     /// The same decompositions at other dimensions n, k and N.
@@ -139,13 +167,33 @@ impl Parameters {
         CiphertextModulus::new_native()
     }
 
+    /// Whether blind rotations can take as many key bits at once as the grouping factor says.
+    #[must_use]
+    pub fn can_group(&self) -> bool {
+        match self.grouping_factor.0 {
+            1 => true,
+            2 => {
+                let (even, one) = (self.lwe_dimension.0.is_multiple_of(2), self.glwe_dimension.0 == 1);
+                even && one && self.bootstrap.level.0 <= MAX_GROUPED_LEVELS
+            }
+            _ => false,
+        }
+    }
+
+    /// Bits that the bootstrap key encrypts: those of the small key and, with a grouping factor of 2, the product of each pair of them.
+    #[must_use]
+    pub fn bootstrap_key_bits(&self) -> usize {
+        let n = self.lwe_dimension.0;
+        if self.grouping_factor.0 == 2 { n + n / 2 } else { n }
+    }
+
     /// Words of the seeded keyswitch, bootstrap and packing keys.
     #[must_use]
     pub fn key_words(&self) -> [usize; 3] {
         let (big, glwe) = (self.big_lwe_dimension().0, self.glwe_words());
         [
             big * self.keyswitch.level.0,
-            self.lwe_dimension.0 * self.bootstrap.level.0 * glwe,
+            self.bootstrap_key_bits() * self.bootstrap.level.0 * glwe,
             big * self.packing.level.0 * self.polynomial_size.0,
         ]
     }
@@ -178,6 +226,12 @@ impl Parameters {
                 return refuse(format!("{name} decomposition 2^{base} × {level} is not within 1..=63 bits"));
             }
         }
+        if !self.can_group() {
+            return refuse(format!(
+                "grouping factor {}: it is 1, or 2 where n is even, k is 1 and the bootstrap has at most {MAX_GROUPED_LEVELS} levels",
+                self.grouping_factor.0
+            ));
+        }
         match self.key_words().iter().sum::<usize>() {
             words if words > MAX_KEY_WORDS => refuse(format!(
                 "evaluation keys of {words} words, more than {MAX_KEY_WORDS}: the decompositions have too many levels"
@@ -190,14 +244,18 @@ impl Parameters {
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
-        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)
+        write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)?;
+        match self.grouping_factor.0 {
+            1 => Ok(()),
+            factor => write!(f, ",gf={factor}"),
+        }
     }
 }
 
 impl FromStr for Parameters {
     type Err = CircuitError;
 
-    /// Reads what `Display` writes: all six parts, in any order. Does not [`check`](Self::check).
+    /// Reads what `Display` writes: its parts, in any order; only the last may be missing. Does not [`check`](Self::check).
     fn from_str(text: &str) -> Result<Self> {
         let wrong =
             || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
@@ -213,7 +271,8 @@ impl FromStr for Parameters {
             let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
             Ok(Decomposition::new(number(base)?, number(level)?))
         };
-        if parts.len() != 6 {
+        let grouped = parts.iter().any(|(n, _)| *n == "gf");
+        if parts.len() != 6 + usize::from(grouped) {
             return Err(wrong());
         }
         Ok(Self {
@@ -223,6 +282,7 @@ impl FromStr for Parameters {
             keyswitch: decomposition("ks")?,
             bootstrap: decomposition("bs")?,
             packing: decomposition("pk")?,
+            grouping_factor: LweBskGroupingFactor(if grouped { dimension("gf")? } else { 1 }),
         })
     }
 }
@@ -242,6 +302,7 @@ mod tests {
     fn only_dimensions_of_the_table_pass() {
         for (n, k, size) in [(600, 1, 2048), (1024, 1, 4096), (850, 2, 1024), (700, 3, 512), (900, 1, 8192)] {
             let set = |p: &mut Parameters| {
+                *p = p.ungrouped();
                 (p.lwe_dimension, p.glwe_dimension, p.polynomial_size) =
                     (LweDimension(n), GlweDimension(k), PolynomialSize(size));
             };
@@ -284,6 +345,30 @@ mod tests {
     }
 
     #[test]
+    fn grouping_takes_pairs_of_bits_in_one_ring() {
+        assert!(with(|p| *p = p.ungrouped()).is_ok());
+        for text in [
+            "n=851,k=1,N=2048,bs=15x2,gf=2",
+            "n=850,k=2,N=1024,bs=15x2,gf=2",
+            "n=850,k=1,N=2048,bs=7x5,gf=2",
+            "n=850,k=1,N=2048,bs=15x2,gf=3",
+        ] {
+            let p: Parameters = format!("{text},ks=3x5,pk=12x3").parse().unwrap();
+            assert!(p.check().unwrap_err().to_string().contains("grouping factor"), "{text}");
+        }
+        let (grouped, plain) = (Parameters::standard(), Parameters::standard().ungrouped());
+        assert_eq!(2 * grouped.key_words()[1], 3 * plain.key_words()[1]);
+    }
+
+    #[test]
+    fn files_from_before_grouping_take_bits_one_by_one() {
+        let plain = Parameters::standard().ungrouped();
+        let json = serde_json::to_value(plain).unwrap();
+        assert!(json.get("grouping_factor").is_none());
+        assert_eq!(serde_json::from_value::<Parameters>(json).unwrap(), plain);
+    }
+
+    #[test]
     fn a_file_cannot_state_its_own_noise() {
         let mut json = serde_json::to_value(Parameters::standard()).unwrap();
         json["small_noise"] = serde_json::json!(0.0);
@@ -296,9 +381,10 @@ mod tests {
     #[test]
     fn text_form_is_read_back() {
         let standard = Parameters::standard();
-        assert_eq!(standard.to_string(), "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3");
+        assert_eq!(standard.to_string(), "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2");
         assert_eq!(standard.to_string().parse::<Parameters>().unwrap(), standard);
-        assert_eq!("N=2048,k=1,n=850,pk=12x3,ks=3x5,bs=15x2".parse::<Parameters>().unwrap(), standard);
+        assert_eq!("gf=2,N=2048,k=1,n=850,pk=12x3,ks=3x5,bs=15x2".parse::<Parameters>().unwrap(), standard);
+        assert_eq!("N=2048,k=1,n=850,pk=12x3,ks=3x5,bs=15x2".parse::<Parameters>().unwrap(), standard.ungrouped());
     }
 
     #[test]
@@ -309,6 +395,8 @@ mod tests {
             "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12",
             "n=850,n=850,N=2048,ks=3x5,bs=15x2,pk=12x3",
             "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,q=64",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=",
+            "n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2,gf=2",
         ] {
             assert!(text.parse::<Parameters>().is_err(), "{text}");
         }

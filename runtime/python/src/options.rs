@@ -137,7 +137,7 @@ fn precision(keywords: &Keywords<'_, '_>) -> PyResult<Precision> {
 }
 
 fn parameters(keywords: &Keywords<'_, '_>) -> PyResult<Option<Parameters>> {
-    let set = keywords.get::<String>("parameters", "a string such as n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3")?;
+    let set = keywords.get::<String>("parameters", "a string such as n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2")?;
     set.map(|text| text.parse::<Parameters>().map_err(|e| usage(format!("parameters: {e}")))).transpose()
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Keyswitch and packing keyswitch are matrix products (digits of a batch × key), so that a key of tens or
 //! hundreds of megabytes streams from memory once for a batch and not once for a ciphertext; both are exact
-//! and give bit for bit what tfhe's functions give. The blind rotation is tfhe's.
+//! and give bit for bit what tfhe's functions give. The blind rotation is tfhe's for key bits one by one, and ours for pairs of them, on
+//! tfhe's transforms.
 
 pub(crate) mod linear;
 pub(crate) mod matrix;
+mod pairs;
 pub(crate) mod rotate;
 pub(crate) mod switch;
 

@@ -5,6 +5,8 @@
 //! multiplying by X^a in the large ring moves lane s to lane (s + a) mod 2^ν and rotates it in the small one. tfhe has this in
 //! `core_crypto::experimental`, for one ciphertext on 2^ν threads and without the centred modulus switch; here its external products run in
 //! batches, so that the key streams from memory once for all lanes of a batch.
+//!
+//! Bits are taken one by one, by tfhe's kernels, or in [pairs](super::pairs), as the parameters' grouping factor says.
 
 use rayon::prelude::*;
 use tfhe::core_crypto::algorithms::polynomial_algorithms::polynomial_wrapping_monic_monomial_mul;
@@ -20,6 +22,7 @@ use tfhe::core_crypto::prelude::*;
 use thex_circuit::Parameters;
 
 use super::balanced_chunk;
+use super::pairs::{PairRotator, PairedKey};
 
 /// Rotations that share one pass over the bootstrap key. Batches of 16 are 1.35–1.8 times as fast as single ones.
 pub(crate) const BATCH: usize = 16;
@@ -59,9 +62,52 @@ impl ModulusSwitchedLweCiphertext<usize> for Switched {
     }
 }
 
+/// A bootstrap key in the Fourier domain.
+pub(crate) enum BootstrapKey {
+    /// For bits one by one.
+    Single(FourierLweBootstrapKeyOwned),
+    /// For two bits at a time.
+    Paired(PairedKey),
+}
+
+impl BootstrapKey {
+    /// Transforms a key of [`Parameters::bootstrap_key_bits`].
+    pub(crate) fn new(standard: &LweBootstrapKeyOwned<u64>, p: &Parameters, fft: FftView<'_>) -> Self {
+        if p.grouping_factor.0 == 2 {
+            return Self::Paired(PairedKey::new(standard, p, fft));
+        }
+        let mut key = Self::zero(p);
+        key.as_mut_view().par_fill_with_forward_fourier(standard.as_view(), fft);
+        Self::Single(key)
+    }
+
+    /// A key of full size that encrypts nothing.
+    pub(crate) fn arbitrary(p: &Parameters, fft: FftView<'_>) -> Self {
+        if p.grouping_factor.0 == 2 {
+            return Self::Paired(PairedKey::arbitrary(p, fft));
+        }
+        let mut key = Self::zero(p);
+        for (i, x) in key.as_mut_view().data().iter_mut().enumerate() {
+            let v = (i % 1021) as f64 / 1021.0 - 0.5;
+            *x = c64::new(v, -0.5 * v);
+        }
+        Self::Single(key)
+    }
+
+    fn zero(p: &Parameters) -> FourierLweBootstrapKeyOwned {
+        FourierLweBootstrapKeyOwned::new(
+            p.lwe_dimension,
+            p.glwe_dimension.to_glwe_size(),
+            p.polynomial_size,
+            p.bootstrap.base_log,
+            p.bootstrap.level,
+        )
+    }
+}
+
 /// The bootstrap key and what goes with it.
 pub(crate) struct Rotator<'a> {
-    pub(crate) key: &'a FourierLweBootstrapKeyOwned,
+    pub(crate) key: &'a BootstrapKey,
     pub(crate) fft: FftView<'a>,
     pub(crate) parameters: Parameters,
 }
@@ -96,7 +142,7 @@ pub(crate) fn batch_of(extension: u32) -> usize {
 const LEAST_BATCH: usize = 4;
 
 /// Lane of X^degree·f that lane `to` of the product is made from, and the degree by which it is rotated in the small ring.
-fn source_of(to: usize, degree: usize, extension: u32) -> (usize, MonomialDegree) {
+pub(super) fn source_of(to: usize, degree: usize, extension: u32) -> (usize, MonomialDegree) {
     let lanes = 1 << extension;
     let from = to.wrapping_sub(degree) & (lanes - 1);
     (from, MonomialDegree((lanes + degree - 1 - to) >> extension))
@@ -107,10 +153,15 @@ impl Rotator<'_> {
     fn batch(&self, accumulators: &mut [u64], arguments: &[&[u64]], shape: Shape, out: &mut [u64]) {
         let p = &self.parameters;
         let switched: Vec<Switched> = arguments.iter().map(|a| Switched::new(a, p, shape.extension)).collect();
-        if shape.extension == 0 {
-            self.rotate(accumulators, &switched);
-        } else {
-            self.rotate_lanes(accumulators, &switched, shape.extension);
+        match self.key {
+            BootstrapKey::Single(key) if shape.extension == 0 => self.rotate(key, accumulators, &switched),
+            BootstrapKey::Single(key) => self.rotate_lanes(key, accumulators, &switched, shape.extension),
+            BootstrapKey::Paired(key) => {
+                self.turn_by_bodies(accumulators, &switched, shape.extension);
+                let masks: Vec<&[usize]> = switched.iter().map(|s| s.mask.as_slice()).collect();
+                let rotator = PairRotator { key, fft: self.fft, decomposition: p.bootstrap };
+                rotator.rotate(accumulators, &masks, shape.extension);
+            }
         }
         // Degrees of the large ring that are multiples of 2^ν are all in lane 0.
         let words = p.glwe_words() << shape.extension;
@@ -120,7 +171,7 @@ impl Rotator<'_> {
         }
     }
 
-    fn rotate(&self, accumulators: &mut [u64], switched: &[Switched]) {
+    fn rotate(&self, key: &FourierLweBootstrapKeyOwned, accumulators: &mut [u64], switched: &[Switched]) {
         let p = &self.parameters;
         let glwe_size = p.glwe_dimension.to_glwe_size();
         let scratch = batch_blind_rotate_assign_scratch::<u64>(
@@ -137,11 +188,27 @@ impl Rotator<'_> {
             p.polynomial_size,
             p.ciphertext_modulus(),
         );
-        self.key.as_view().batch_blind_rotate_assign(list, switched, self.fft, buffers.stack());
+        key.as_view().batch_blind_rotate_assign(list, switched, self.fft, buffers.stack());
+    }
+
+    /// Multiplies accumulators by X^-b, b the bodies of their arguments.
+    fn turn_by_bodies(&self, accumulators: &mut [u64], switched: &[Switched], extension: u32) {
+        let p = &self.parameters;
+        let full_turn = p.positions() << extension;
+        for (lanes, argument) in accumulators.chunks_exact_mut(p.glwe_words() << extension).zip(switched) {
+            let copy = lanes.to_vec();
+            turn_lanes(&copy, full_turn - argument.body, p.polynomial_size, extension, lanes);
+        }
     }
 
     /// The same for accumulators of 2^ν lanes: for every bit of the small key, Δ = X^a·acc − acc in all lanes, then acc += bit·Δ.
-    fn rotate_lanes(&self, accumulators: &mut [u64], switched: &[Switched], extension: u32) {
+    fn rotate_lanes(
+        &self,
+        key: &FourierLweBootstrapKeyOwned,
+        accumulators: &mut [u64],
+        switched: &[Switched],
+        extension: u32,
+    ) {
         let p = &self.parameters;
         let (glwe_size, size) = (p.glwe_dimension.to_glwe_size(), p.polynomial_size);
         let words = p.glwe_words();
@@ -149,12 +216,8 @@ impl Rotator<'_> {
         let mut buffers = ComputationBuffers::new();
         let scratch = add_external_product_assign_scratch::<u64>(glwe_size, size, self.fft);
         buffers.resize(scratch.unaligned_bytes_required());
-        let full_turn = p.positions() << extension;
-        for (lanes, argument) in accumulators.chunks_exact_mut(words << extension).zip(switched) {
-            let copy = lanes.to_vec();
-            turn_lanes(&copy, full_turn - argument.body, size, extension, lanes);
-        }
-        for (index, ggsw) in self.key.as_view().into_ggsw_iter().enumerate() {
+        self.turn_by_bodies(accumulators, switched, extension);
+        for (index, ggsw) in key.as_view().into_ggsw_iter().enumerate() {
             for (lanes, argument) in accumulators.chunks_exact_mut(words << extension).zip(switched) {
                 let degree = argument.mask[index];
                 if degree == 0 {

@@ -124,6 +124,42 @@ fn extended_look_ups_have_the_modelled_noise_on_both_sides() {
     assert!((0.5..1.25).contains(&output), "{output}");
 }
 
+/// Errors of a constant look-up, plain and with two lanes, under fresh keys of these parameters.
+fn output_errors(p: Parameters, count: usize, extension: u32) -> Vec<f64> {
+    let bundle = ClientBundle { parameters: p, ..bundle() };
+    let (client, server) = keys::generate(&bundle, None).unwrap();
+    let backend = CpuBackend::new(server.expand());
+    let phases: Vec<u64> = (0..count).map(|i| torus((i % 2) as f64 * 0.5 + 0.25)).collect();
+    let inputs = encrypt_under(&client, &phases);
+    let size = p.lwe_dimension.to_lwe_size().0;
+    let mut small = vec![0; count * size];
+    backend.keyswitch(&views(&inputs), &mut small).unwrap();
+    let table = vec![1 << 28; p.polynomial_size.0 << extension];
+    let arguments = small.chunks(size).collect();
+    let look_ups = LookUps { arguments, tables: vec![table.as_slice(); count], extension };
+    let mut out = vec![0; count * p.big_lwe_size()];
+    backend.pbs(&look_ups, &mut out, &|_| ()).unwrap();
+    let sign = |i: usize| [1.0, -1.0][i % 2] / 16.0;
+    client::phases(&client, &out).into_iter().enumerate().map(|(i, y)| turns(y) - sign(i)).collect()
+}
+
+#[test]
+fn rotations_by_one_bit_and_by_pairs_have_the_modelled_noise() {
+    for grouping in [1, 2] {
+        for (bootstrap, extension) in [("23x1", 0), ("14x2", 0), ("16x2", 1), ("12x3", 0), ("9x4", 1)] {
+            let text = format!("n=600,k=1,N=2048,ks=3x5,bs={bootstrap},pk=16x2,gf={grouping}");
+            let p: Parameters = text.parse().unwrap();
+            let errors = output_errors(p, 256, extension);
+            let ratio = ratio(
+                &format!("gf={grouping} bs={bootstrap}, ν = {extension}"),
+                &errors,
+                NoiseModel::new(&p).bootstrap,
+            );
+            assert!((0.5..1.4).contains(&ratio), "{text}: {ratio}");
+        }
+    }
+}
+
 /// P(X ≤ k) of n draws with probability p each.
 fn binomial(n: u32, k: u32, p: f64) -> f64 {
     let mut log = f64::from(n) * (1.0 - p).ln();

@@ -19,7 +19,7 @@ use crate::{print_json, print_out};
 ///   thex bench OUT.circuit          and the share of each in this circuit, PBS count × time, memory
 ///   thex bench OUT.circuit --bandwidth 10Gbit   and the circuit on 1 to 256 machines behind such a network
 ///   thex bench --scale              BERT-like models of 8 to 128 tokens, 128 to 768 wide: PBS, hours
-///   thex bench --threads 1 --parameters n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3
+///   thex bench --threads 1 --parameters n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2
 ///
 /// No key is needed: kernels run on random numbers of the same sizes. A busy machine gives
 /// longer times, so compare what one call prints, not calls.

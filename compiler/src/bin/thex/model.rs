@@ -56,8 +56,8 @@ pub(crate) struct ModelArgs {
     /// Widening of calibrated ranges, as a fraction of their width on each side.
     #[arg(long, value_name = "M", default_value_t = Precision::default().margin)]
     margin: f64,
-    /// Cryptographic parameters, for example `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3`: dimensions, then log2 of the base and the levels of
-    /// keyswitch, bootstrap and packing. Noises follow from the dimensions at 132 bits of security.
+    /// Cryptographic parameters, for example `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2`: dimensions, then log2 of the base and the levels of
+    /// keyswitch, bootstrap and packing, then how many key bits a bootstrap takes at once (1 or 2; 1 if not said). Noises follow from the dimensions at 132 bits of security.
     #[arg(long, value_name = "SET")]
     parameters: Option<Parameters>,
     /// Make an input public and constant, with its value in the calibration data or filled with a number; may be given
