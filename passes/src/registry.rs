@@ -4,7 +4,8 @@ use crate::lower::{InsertBootstraps, InsertRescale, SelectParameters, WidenForNo
 use crate::pass::Pass;
 use crate::transform::{
     BoundMasks, Calibrate, Canonicalize, ChooseForms, ConstantLayerNorm, DeferNormalization, ExactLayerNorm,
-    ExactSoftmax, FoldAffine, FuseUnary, ReduceRank, SplitClientServer, TheXGelu, TheXLayerNorm, TheXSoftmax,
+    ExactSoftmax, FoldAffine, FuseUnary, InsertRefreshes, ReduceRank, SplitClientServer, TheXGelu, TheXLayerNorm,
+    TheXSoftmax,
 };
 
 /// The pipeline. A pass with nothing to do leaves the graph alone.
@@ -25,6 +26,7 @@ pub fn pipeline() -> Vec<Box<dyn Pass>> {
         Box::new(DeferNormalization::default()),
         Box::new(FoldAffine),
         Box::new(FuseUnary),
+        Box::new(InsertRefreshes::default()),
         Box::new(Calibrate::default()),
         Box::new(InsertBootstraps::default()),
         Box::new(SelectParameters::default()),

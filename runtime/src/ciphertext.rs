@@ -8,7 +8,7 @@ use thex_circuit::Parameters;
 use thex_circuit::file::IN_MEMORY;
 
 use crate::checkpoint::digest_words;
-use crate::container::{Secrecy, contradiction, from_bytes, read, to_bytes, write};
+use crate::container::{Body, Secrecy, contradiction, from_bytes, read, to_bytes, write};
 use crate::error::Result;
 use crate::keys::seed_from_hex;
 
@@ -25,6 +25,10 @@ pub struct CiphertextInfo {
     /// Name and number of elements of each tensor, in order.
     pub ports: Vec<(String, usize)>,
 }
+
+impl Body for CiphertextInfo {}
+
+impl Body for InputBody {}
 
 impl CiphertextInfo {
     /// Number of ciphertexts.

@@ -20,7 +20,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use thex_circuit::file::{IN_MEMORY, digest, open_limited, other_version, write_atomic};
+use thex_circuit::file::{BASE_VERSION, IN_MEMORY, digest, open_limited, other_version, write_atomic};
 use zeroize::Zeroizing;
 
 use crate::error::{Result, RuntimeError};
@@ -30,7 +30,6 @@ const MAGIC: &[u8; 8] = b"thexdata";
 const DIGITS: usize = 64;
 /// Where the content starts, after the magic number and the digest.
 const START: usize = MAGIC.len() + DIGITS;
-const VERSION: u32 = 1;
 const MAX_HEADER_BYTES: usize = 1 << 22;
 /// No file larger than this is read into memory.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -55,6 +54,17 @@ struct Head {
     words: u64,
 }
 
+/// What heads a file. What is written has the oldest version that can say it; readers refuse what is newer.
+pub(crate) trait Body {
+    /// The newest version.
+    const NEWEST: u32 = BASE_VERSION;
+
+    /// The version that this one is written with.
+    fn version(&self) -> u32 {
+        BASE_VERSION
+    }
+}
+
 /// Whether a file holds secrets: then only its owner may read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Secrecy {
@@ -66,24 +76,30 @@ fn malformed(path: &Path, kind: &'static str, reason: impl Into<String>) -> Runt
     RuntimeError::Malformed { path: path.to_owned(), kind, reason: reason.into() }
 }
 
-fn header_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Result<Vec<u8>> {
+fn header_bytes<T: Body + Serialize>(kind: &str, body: &T, words: usize) -> Result<Vec<u8>> {
     let writer = env!("CARGO_PKG_VERSION").to_owned();
-    let header = Header { kind: kind.to_owned(), version: VERSION, writer, words: words as u64, body };
+    let header = Header { kind: kind.to_owned(), version: body.version(), writer, words: words as u64, body };
     serde_json::to_vec(&header).map_err(|e| RuntimeError::Internal(e.to_string()))
 }
 
 /// Bytes of a file with this header and so many words.
-pub(crate) fn file_bytes<T: Serialize>(kind: &str, body: &T, words: usize) -> Result<u64> {
+pub(crate) fn file_bytes<T: Body + Serialize>(kind: &str, body: &T, words: usize) -> Result<u64> {
     Ok((START + 4 + header_bytes(kind, body, words)?.len() + words * 8) as u64)
 }
 
 /// Writes a file, whole or not at all.
-pub(crate) fn write<T: Serialize>(path: &Path, kind: &str, body: &T, words: &[&[u64]], secrecy: Secrecy) -> Result<()> {
+pub(crate) fn write<T: Body + Serialize>(
+    path: &Path,
+    kind: &str,
+    body: &T,
+    words: &[&[u64]],
+    secrecy: Secrecy,
+) -> Result<()> {
     Ok(write_atomic(path, &to_bytes(kind, body, words)?, secrecy == Secrecy::Secret)?)
 }
 
 /// The bytes of a file.
-pub(crate) fn to_bytes<T: Serialize>(kind: &str, body: &T, words: &[&[u64]]) -> Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn to_bytes<T: Body + Serialize>(kind: &str, body: &T, words: &[&[u64]]) -> Result<Zeroizing<Vec<u8>>> {
     let count: usize = words.iter().map(|w| w.len()).sum();
     let header = header_bytes(kind, body, count)?;
     let length = u32::try_from(header.len()).map_err(|e| RuntimeError::Internal(e.to_string()))?;
@@ -169,13 +185,13 @@ fn read_header(path: &Path, kind: &'static str, stream: &mut Stream<impl Read>, 
 }
 
 /// Kind, version and length: what can be refused without knowing what the file is about.
-fn check_head(path: &Path, kind: &'static str, head: &Head, payload: u64) -> Result<()> {
+fn check_head(path: &Path, kind: &'static str, head: &Head, newest: u32, payload: u64) -> Result<()> {
     if head.kind != kind {
         return Err(malformed(path, kind, format!("it is a {}", head.kind.chars().take(32).collect::<String>())));
     }
-    if head.version != VERSION {
+    if !(BASE_VERSION..=newest).contains(&head.version) {
         let again = "generate or encrypt it again";
-        let reason = other_version(head.version, VERSION, head.writer.as_deref(), again);
+        let reason = other_version(head.version, newest, head.writer.as_deref(), again);
         return Err(malformed(path, kind, reason));
     }
     if head.words.checked_mul(8) != Some(payload) {
@@ -187,7 +203,7 @@ fn check_head(path: &Path, kind: &'static str, head: &Head, payload: u64) -> Res
 
 /// Reads a file of this kind. `expected` checks the header's body and says how many words there must be; before that no more
 /// than the header is in memory.
-pub(crate) fn read<T: DeserializeOwned>(
+pub(crate) fn read<T: Body + DeserializeOwned>(
     path: &Path,
     kind: &'static str,
     secrecy: Secrecy,
@@ -199,7 +215,7 @@ pub(crate) fn read<T: DeserializeOwned>(
 }
 
 /// The same from bytes that come from no file.
-pub(crate) fn from_bytes<T: DeserializeOwned>(
+pub(crate) fn from_bytes<T: Body + DeserializeOwned>(
     bytes: &[u8],
     kind: &'static str,
     expected: impl FnOnce(&T) -> Result<usize>,
@@ -208,7 +224,7 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(
 }
 
 /// The same from anything of a known length; `path` is what errors call it. `admit` is asked once the magic number is right.
-fn read_stream<R: Read, T: DeserializeOwned>(
+fn read_stream<R: Read, T: Body + DeserializeOwned>(
     (mut file, length): (R, u64),
     (path, kind): (&Path, &'static str),
     admit: impl FnOnce(&R) -> Result<()>,
@@ -225,7 +241,7 @@ fn read_stream<R: Read, T: DeserializeOwned>(
     let header = read_header(path, kind, &mut stream, length)?;
     let damaged = |e: serde_json::Error| malformed(path, kind, format!("its header is damaged ({e})"));
     let head: Head = serde_json::from_slice(&header).map_err(damaged)?;
-    check_head(path, kind, &head, length - (START + 4 + header.len()) as u64)?;
+    check_head(path, kind, &head, T::NEWEST, length - (START + 4 + header.len()) as u64)?;
     let full: Header<T> = serde_json::from_slice(&header).map_err(damaged)?;
     let count = expected(&full.body)?;
     if count as u64 != head.words {

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::generators::DeterministicSeeder;
 use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
 use tfhe::core_crypto::prelude::*;
-use thex_circuit::file::IN_MEMORY;
+use thex_circuit::file::{GROUPED_VERSION, IN_MEMORY, version_of};
 use thex_circuit::{ClientBundle, Parameters};
 use zeroize::Zeroize;
 
 use crate::checkpoint::digest_words;
-use crate::container::{Secrecy, check_writable, contradiction, file_bytes, from_bytes, read, to_bytes, write};
+use crate::container::{Body, Secrecy, check_writable, contradiction, file_bytes, from_bytes, read, to_bytes, write};
 use crate::error::{Result, RuntimeError};
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::BootstrapKey;
@@ -101,6 +101,22 @@ struct Seeds {
 struct ServerBody {
     info: KeyInfo,
     seeds: Seeds,
+}
+
+impl Body for KeyInfo {
+    const NEWEST: u32 = GROUPED_VERSION;
+
+    fn version(&self) -> u32 {
+        version_of(&self.parameters)
+    }
+}
+
+impl Body for ServerBody {
+    const NEWEST: u32 = GROUPED_VERSION;
+
+    fn version(&self) -> u32 {
+        self.info.version()
+    }
 }
 
 impl ServerBody {

@@ -333,7 +333,7 @@ fn keys_and_ciphertexts_of_other_versions_say_who_reads_them() {
     assert!(text.contains("version 2") && text.contains("thex 7.0.1 or later reads it"), "{text}");
     put(
         &work.path("v.key"),
-        &edited(&work.path("keys/client.key"), "\"version\":1,\"writer\":\"0.1.0\"", "\"version\":0"),
+        &edited(&work.path("keys/client.key"), "\"version\":2,\"writer\":\"0.1.0\"", "\"version\":0"),
     );
     let text = ClientKey::load(&work.path("v.key")).expect_err("version 0").to_string();
     assert!(text.contains("version 0") && text.contains("does not"), "{text}");

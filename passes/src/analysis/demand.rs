@@ -93,7 +93,7 @@ fn without_zeros(graph: &Graph, id: NodeId, wanted: &mut [bool]) {
 }
 
 /// Elements of each operand that the wanted elements of the result read.
-fn needed_elements(op: &ClearOp, out: &[usize], shapes: &[&[usize]], wanted: &[bool]) -> Vec<Vec<bool>> {
+pub(crate) fn needed_elements(op: &ClearOp, out: &[usize], shapes: &[&[usize]], wanted: &[bool]) -> Vec<Vec<bool>> {
     let sizes: Vec<usize> = shapes.iter().map(|s| s.iter().product()).collect();
     let mut needed: Vec<Vec<bool>> = sizes.iter().map(|&n| vec![false; n]).collect();
     match op {

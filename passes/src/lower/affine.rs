@@ -74,6 +74,8 @@ fn source(elem: &Elem) -> Option<Source> {
 struct Columns {
     atoms: Vec<Atom>,
     column: BTreeMap<Atom, usize>,
+    /// Columns of the atoms of each block that is in it, by the block's address: many elements are rows of one block, which is looked up once.
+    of_block: BTreeMap<usize, Vec<usize>>,
 }
 
 impl Columns {
@@ -89,9 +91,13 @@ impl Columns {
             Elem::Atom(atom) => {
                 self.insert(*atom);
             }
-            Elem::Row(block, _) => block.atoms.iter().for_each(|a| {
-                self.insert(*a);
-            }),
+            Elem::Row(block, _) => {
+                let address = Arc::as_ptr(block) as usize;
+                if !self.of_block.contains_key(&address) {
+                    let columns = block.atoms.iter().map(|a| self.insert(*a)).collect();
+                    self.of_block.insert(address, columns);
+                }
+            }
             Elem::Undemanded | Elem::Const(_) => {}
         }
     }
@@ -107,8 +113,9 @@ impl Columns {
             }
             Elem::Row(block, r) => {
                 let r = *r as usize;
-                for (atom, c) in block.atoms.iter().zip(block.matrix.row(r)) {
-                    row[self.column[atom]] += factor * c;
+                let columns = &self.of_block[&(Arc::as_ptr(block) as usize)];
+                for (&column, c) in columns.iter().zip(block.matrix.row(r)) {
+                    row[column] += factor * c;
                 }
                 factor * block.shift[r]
             }

@@ -41,6 +41,9 @@ const KEYSWITCH: f64 = 2.99e-8;
 /// Milliseconds of packing a ciphertext for each unit kN·levels·(k+1)N.
 const PACK: f64 = 2.58e-8;
 
+/// Milliseconds of a weight of a linear map times a ciphertext, on two threads.
+pub const MULTIPLY_ADD: f64 = 5.3e-5;
+
 /// Milliseconds of one lane of a blind rotation: all of a plain one, a 2^ν-th of one of extension ν.
 #[must_use]
 pub fn rotation(p: &Parameters) -> f64 {

@@ -26,16 +26,29 @@ use crate::clear::{ClearGraph, Tensor};
 use crate::error::{CircuitError, Result};
 use crate::instruction::{ABSENT, Block, Circuit, Instruction, MAX_EXTENSION};
 use crate::interface::MAX_TOKENIZER_BYTES;
+use crate::params::Parameters;
 
-/// The newest version of circuits: 2 is version 1 with rotations of an extension and domains of the full torus. What is written has the oldest version that can say
-/// it; readers refuse what is newer.
-pub const FORMAT_VERSION: u32 = 2;
+/// The newest version of circuits: 2 is version 1 with rotations of an extension and domains of the full torus, 3 may have a grouping factor besides. What is
+/// written has the oldest version that can say it; readers refuse what is newer.
+pub const FORMAT_VERSION: u32 = 3;
+
+/// The version of circuits with extensions or domains of the full torus, without a grouping factor.
+const EXTENDED_VERSION: u32 = 2;
+
+/// The newest version of whatever else holds parameters, bundles and keys: 2 is version 1 with a grouping factor.
+pub const GROUPED_VERSION: u32 = 2;
 
 /// What errors call bytes that come from no file.
 pub const IN_MEMORY: &str = "bytes in memory";
 
-/// The version of circuits without either, and of bundles.
-const BASE_VERSION: u32 = 1;
+/// The version of what has none of these.
+pub const BASE_VERSION: u32 = 1;
+
+/// The version that files which hold these parameters, circuits aside, are written with.
+#[must_use]
+pub fn version_of(parameters: &Parameters) -> u32 {
+    if parameters.grouping_factor.0 == 1 { BASE_VERSION } else { GROUPED_VERSION }
+}
 
 /// No file larger than this is read into memory.
 const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -179,7 +192,7 @@ fn manifest_text(bytes: &[u8], kind: &str) -> std::result::Result<String, String
     if head.kind != kind {
         return Err(format!("it is a {}, not a {kind}", head.kind.chars().take(32).collect::<String>()));
     }
-    let newest = if kind == "circuit" { FORMAT_VERSION } else { BASE_VERSION };
+    let newest = if kind == "circuit" { FORMAT_VERSION } else { GROUPED_VERSION };
     if !(BASE_VERSION..=newest).contains(&head.version) {
         let again = "compile the model again";
         return Err(other_version(head.version, newest, head.writer.as_deref(), again));
@@ -358,7 +371,11 @@ impl Circuit {
             }
         }
         let is_base = self.largest_extension() == 0 && !self.uses_full_torus();
-        let version = if is_base { BASE_VERSION } else { FORMAT_VERSION };
+        let version = match version_of(&self.parameters) {
+            BASE_VERSION if is_base => BASE_VERSION,
+            BASE_VERSION => EXTENDED_VERSION,
+            _ => FORMAT_VERSION,
+        };
         serialize(("circuit", version), self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
     }
 
@@ -562,7 +579,7 @@ impl ClientBundle {
             let (shape, bytes) = (vec![text.tokenizer.len()], text.tokenizer.to_vec());
             blobs.insert(TOKENIZER.to_owned(), Blob { dtype: Dtype::U8, shape, bytes });
         }
-        serialize(("client bundle", BASE_VERSION), self, &blobs)
+        serialize(("client bundle", version_of(&self.parameters)), self, &blobs)
             .map_err(|reason| malformed(Path::new("-"), "client bundle", reason))
     }
 

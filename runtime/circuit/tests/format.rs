@@ -29,7 +29,7 @@ impl Folder {
 fn circuit() -> Circuit {
     Circuit {
         info: Default::default(),
-        parameters: Parameters::standard(),
+        parameters: Parameters::standard().ungrouped(),
         inputs: vec![("x".into(), Block { start: 0, len: 2 })],
         outputs: vec![("y".into(), vec![2])],
         instructions: vec![Instruction::Linear(Linear {
@@ -56,7 +56,7 @@ fn bundle() -> ClientBundle {
     ClientBundle {
         circuit: "0".repeat(64),
         model: "m.onnx".into(),
-        parameters: Parameters::standard(),
+        parameters: Parameters::standard().ungrouped(),
         prologue: ClearGraph::identity(&[("x".into(), vec![1])]),
         inputs: vec![port("x")],
         outputs: vec![port("y")],
@@ -118,13 +118,13 @@ fn other_versions_say_who_reads_them() {
             bytes[at..at + 5].copy_from_slice(writer);
             load(&folder.put(&reseal(bytes))).unwrap_err()
         };
-        let newer = with(b'3', b"0.9.3");
-        assert!(newer.contains("version 3") && newer.contains("thex 0.9.3 or later reads it"), "{newer}");
+        let newer = with(b'4', b"0.9.3");
+        assert!(newer.contains("version 4") && newer.contains("thex 0.9.3 or later reads it"), "{newer}");
         assert!(newer.contains("reads version ") && newer.contains("compile the model again"), "{newer}");
         let older = with(b'0', b"0.0.1");
         assert!(older.contains("version 0, written by thex 0.0.1") && older.contains("does not"), "{older}");
         // What a file says of its writer goes to a terminal.
-        assert!(with(b'3', b"0;[1m").contains("a later thex reads it"));
+        assert!(with(b'4', b"0;[1m").contains("a later thex reads it"));
     }
 }
 
@@ -176,13 +176,17 @@ fn weaker_parameters_are_refused_by_both() {
 
 #[test]
 fn a_circuit_says_the_oldest_version_that_reads_it() {
+    let version_in = |bytes: &[u8]| bytes[bytes.windows(10).position(|w| w == br#"version\":"#).unwrap() + 10];
     let version_of = |circuit: &Circuit| {
         let bytes = circuit.to_bytes().unwrap();
-        let at = bytes.windows(10).position(|w| w == br#"version\":"#).unwrap() + 10;
-        (bytes[at], Circuit::load(&Folder::new().put(&bytes)).unwrap().0)
+        (version_in(&bytes), Circuit::load(&Folder::new().put(&bytes)).unwrap().0)
     };
     let plain = circuit();
     assert_eq!(version_of(&plain), (b'1', plain.clone()));
+    let grouped = Circuit { parameters: plain.parameters.with_grouping(2), ..plain.clone() };
+    assert_eq!(version_of(&grouped), (b'3', grouped.clone()));
+    let bundles = [bundle(), ClientBundle { parameters: grouped.parameters, ..bundle() }];
+    assert_eq!(bundles.map(|b| version_in(&b.to_bytes().unwrap())), [b'1', b'2']);
     let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 2048, extension: 2, gather: vec![2] };
     let pbs = Pbs {
         dst: Block { start: 3, len: 1 },

@@ -255,15 +255,15 @@ fn digits_of<S: Simd, const ROWS: usize>(
     out
 }
 
-/// What one step adds to an accumulator without lanes: the sum over the patterns of GGSW ⊡ accumulator, times their polynomials in X.
+/// What one step adds to a few accumulators without lanes: the sum over the patterns of GGSW ⊡ accumulator, times their polynomials in X.
 struct Step<'a, const ROWS: usize> {
     key: &'a [f64],
-    /// Rows of the accumulator's digits, transformed.
+    /// Rows of the accumulators' digits, transformed: of one accumulator after another.
     digits: &'a [c64],
-    /// Mask elements of the pair.
-    degrees: [usize; 2],
+    /// Mask elements of the pair, for each accumulator.
+    degrees: &'a [[usize; 2]],
     roots: &'a Roots,
-    sum: &'a mut [c64],
+    sums: &'a mut [c64],
 }
 
 impl<const ROWS: usize> WithSimd for Step<'_, ROWS> {
@@ -271,35 +271,45 @@ impl<const ROWS: usize> WithSimd for Step<'_, ROWS> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (roots, [a, b]) = (self.roots, self.degrees);
-        let (turns_a, turns_b) = (roots.turns(simd, a), roots.turns(simd, b));
+        let roots = self.roots;
+        let vectors = roots.first.len();
         let (key, _) = S::as_simd_f64s(self.key);
         let (digits, _) = S::as_simd_f64s(cast_slice(self.digits));
-        let (sum, _) = S::as_mut_simd_f64s(cast_slice_mut(self.sum));
-        let one = (simd.splat_f64s(1.0), simd.splat_f64s(0.0));
-        let vectors = roots.first.len();
+        let (sums, _) = S::as_mut_simd_f64s(cast_slice_mut(self.sums));
+        let zero = simd.splat_f64s(0.0);
+        let one = (simd.splat_f64s(1.0), zero);
+        let mut turns = [[(zero, zero); 2]; TOGETHER];
+        for (turns, degrees) in turns.iter_mut().zip(self.degrees) {
+            *turns = [roots.turns(simd, degrees[0]), roots.turns(simd, degrees[1])];
+        }
         let blocks = key.chunks_exact(COLUMNS * PATTERNS * ROWS * 2);
         for ((number, &first), block) in roots.first.iter().enumerate().zip(blocks) {
-            let x_a = subtract(simd, roots.monomial(simd, first, a, turns_a), one);
-            let x_b = subtract(simd, roots.monomial(simd, first, b, turns_b), one);
-            let digits = digits_of::<S, ROWS>(simd, digits, vectors, number);
-            let columns = block.chunks_exact(PATTERNS * ROWS * 2).zip(sum.chunks_exact_mut(2 * vectors));
-            for (key, sum) in columns {
-                let s = dot(simd, &key[..2 * ROWS], &digits);
-                let t = dot(simd, &key[2 * ROWS..4 * ROWS], &digits);
-                let st = dot(simd, &key[4 * ROWS..], &digits);
-                let total = multiply_add(simd, multiply_add(simd, st, x_b, s), x_a, multiply(simd, t, x_b));
-                let total = simd.interleave_shfl_f64s([total.0, total.1]);
-                sum[2 * number..2 * number + 2].copy_from_slice(&total);
+            let accumulators =
+                digits.chunks_exact(2 * ROWS * vectors).zip(sums.chunks_exact_mut(2 * COLUMNS * vectors));
+            for ((digits, sums), (&[a, b], turns)) in accumulators.zip(self.degrees.iter().zip(&turns)) {
+                let x_a = subtract(simd, roots.monomial(simd, first, a, turns[0]), one);
+                let x_b = subtract(simd, roots.monomial(simd, first, b, turns[1]), one);
+                let digits = digits_of::<S, ROWS>(simd, digits, vectors, number);
+                let columns = block.chunks_exact(PATTERNS * ROWS * 2).zip(sums.chunks_exact_mut(2 * vectors));
+                for (key, sum) in columns {
+                    let s = dot(simd, &key[..2 * ROWS], &digits);
+                    let t = dot(simd, &key[2 * ROWS..4 * ROWS], &digits);
+                    let st = dot(simd, &key[4 * ROWS..], &digits);
+                    let total = multiply_add(simd, multiply_add(simd, st, x_b, s), x_a, multiply(simd, t, x_b));
+                    let total = simd.interleave_shfl_f64s([total.0, total.1]);
+                    sum[2 * number..2 * number + 2].copy_from_slice(&total);
+                }
             }
         }
     }
 }
 
-/// The products of one lane with the three GGSWs, S, T and ST, as S − ST, T − ST and ST: by column, vectors of these in turn.
+/// The products of all lanes with the three GGSWs, S, T and ST, as S − ST, T − ST and ST: by lane and column, vectors of these in turn.
 struct LaneProducts<'a, const ROWS: usize> {
     key: &'a [f64],
     digits: &'a [c64],
+    /// Vectors of a polynomial's real parts.
+    vectors: usize,
     out: &'a mut [f64],
 }
 
@@ -311,16 +321,20 @@ impl<const ROWS: usize> WithSimd for LaneProducts<'_, ROWS> {
         let (key, _) = S::as_simd_f64s(self.key);
         let (digits, _) = S::as_simd_f64s(cast_slice(self.digits));
         let (out, _) = S::as_mut_simd_f64s(self.out);
-        let vectors = digits.len() / (2 * ROWS);
+        let vectors = self.vectors;
         for (number, block) in key.chunks_exact(COLUMNS * PATTERNS * ROWS * 2).enumerate() {
-            let digits = digits_of::<S, ROWS>(simd, digits, vectors, number);
-            let columns = block.chunks_exact(PATTERNS * ROWS * 2).zip(out.chunks_exact_mut(2 * PATTERNS * vectors));
-            for (key, out) in columns {
-                let st = dot(simd, &key[4 * ROWS..], &digits);
-                let s = subtract(simd, dot(simd, &key[..2 * ROWS], &digits), st);
-                let t = subtract(simd, dot(simd, &key[2 * ROWS..4 * ROWS], &digits), st);
-                let place = 2 * PATTERNS * number;
-                out[place..place + 2 * PATTERNS].copy_from_slice(&[s.0, s.1, t.0, t.1, st.0, st.1]);
+            let lanes =
+                digits.chunks_exact(2 * ROWS * vectors).zip(out.chunks_exact_mut(2 * COLUMNS * PATTERNS * vectors));
+            for (digits, out) in lanes {
+                let digits = digits_of::<S, ROWS>(simd, digits, vectors, number);
+                let columns = block.chunks_exact(PATTERNS * ROWS * 2).zip(out.chunks_exact_mut(2 * PATTERNS * vectors));
+                for (key, out) in columns {
+                    let st = dot(simd, &key[4 * ROWS..], &digits);
+                    let s = subtract(simd, dot(simd, &key[..2 * ROWS], &digits), st);
+                    let t = subtract(simd, dot(simd, &key[2 * ROWS..4 * ROWS], &digits), st);
+                    let place = 2 * PATTERNS * number;
+                    out[place..place + 2 * PATTERNS].copy_from_slice(&[s.0, s.1, t.0, t.1, st.0, st.1]);
+                }
             }
         }
     }
@@ -411,12 +425,16 @@ pub(crate) struct PairRotator<'a> {
     pub(crate) decomposition: Decomposition,
 }
 
-/// Room for one step of one accumulator.
+/// Accumulators that are multiplied by a part of the key while it is in the first-level cache. With each by itself, a key of three levels did not stay in the
+/// second-level cache either, and a rotation took half as long again.
+const TOGETHER: usize = 4;
+
+/// Room for one step of a few accumulators, or of one with lanes.
 struct Room {
     digits: AVec<u64>,
     transformed: AVec<c64>,
     products: AVec<f64>,
-    sum: AVec<c64>,
+    sums: AVec<c64>,
     buffers: ComputationBuffers,
 }
 
@@ -437,12 +455,12 @@ impl PairRotator<'_> {
         let mut buffers = ComputationBuffers::new();
         let scratch = self.fft.forward_scratch().or(self.fft.backward_scratch());
         buffers.resize(scratch.unaligned_bytes_required());
-        let lanes = if extension == 0 { 0 } else { 1 << extension };
+        let (glwes, lanes) = if extension == 0 { (TOGETHER, 0) } else { (1 << extension, 1 << extension) };
         Room {
             digits: aligned(levels * size, 0),
-            transformed: aligned(levels * COLUMNS * size / 2, zero),
+            transformed: aligned(glwes * levels * COLUMNS * size / 2, zero),
             products: aligned(lanes * COLUMNS * PATTERNS * size, 0.0),
-            sum: aligned(COLUMNS * size / 2, zero),
+            sums: aligned(TOGETHER * COLUMNS * size / 2, zero),
             buffers,
         }
     }
@@ -450,23 +468,33 @@ impl PairRotator<'_> {
     fn rotate_rows<const ROWS: usize>(&self, accumulators: &mut [u64], masks: &[&[usize]], extension: u32) {
         let words = (COLUMNS * self.fft.polynomial_size().0) << extension;
         let mut room = self.room(extension);
+        let together = if extension == 0 { TOGETHER } else { 1 };
         for (pair, key) in self.key.numbers.chunks_exact(self.key.numbers_of_pair).enumerate() {
-            for (accumulator, mask) in accumulators.chunks_exact_mut(words).zip(masks) {
-                let degrees = [mask[2 * pair], mask[2 * pair + 1]];
+            for (few, masks) in accumulators.chunks_mut(together * words).zip(masks.chunks(together)) {
                 if extension == 0 {
-                    self.step::<ROWS>(accumulator, key, degrees, &mut room);
+                    let mut degrees = [[0; 2]; TOGETHER];
+                    let of = |mask: &[usize]| [mask[2 * pair], mask[2 * pair + 1]];
+                    degrees.iter_mut().zip(masks).for_each(|(degrees, mask)| *degrees = of(mask));
+                    self.step::<ROWS>(few, key, &degrees[..masks.len()], &mut room);
                 } else {
-                    self.step_of_lanes::<ROWS>(accumulator, key, degrees, extension, &mut room);
+                    let degrees = [masks[0][2 * pair], masks[0][2 * pair + 1]];
+                    self.step_of_lanes::<ROWS>(few, key, degrees, extension, &mut room);
                 }
             }
         }
     }
 
-    fn step<const ROWS: usize>(&self, accumulator: &mut [u64], key: &[f64], degrees: [usize; 2], room: &mut Room) {
-        self.transform(accumulator, room);
-        let (roots, digits) = (&self.key.roots, &room.transformed);
-        Arch::new().dispatch(Step::<ROWS> { key, digits, degrees, roots, sum: &mut room.sum });
-        self.add_back(accumulator, &mut room.sum, &mut room.buffers);
+    fn step<const ROWS: usize>(&self, accumulators: &mut [u64], key: &[f64], degrees: &[[usize; 2]], room: &mut Room) {
+        self.transform(accumulators, room);
+        let (rows, sums) = (ROWS * self.fft.polynomial_size().0 / 2, COLUMNS * self.fft.polynomial_size().0 / 2);
+        Arch::new().dispatch(Step::<ROWS> {
+            key,
+            digits: &room.transformed[..degrees.len() * rows],
+            degrees,
+            roots: &self.key.roots,
+            sums: &mut room.sums[..degrees.len() * sums],
+        });
+        self.add_back(accumulators, &mut room.sums, &mut room.buffers);
     }
 
     fn step_of_lanes<const ROWS: usize>(
@@ -479,11 +507,9 @@ impl PairRotator<'_> {
     ) {
         let words = lanes.len() >> extension;
         let numbers = room.products.len() >> extension;
-        for (number, lane) in lanes.chunks_exact(words).enumerate() {
-            self.transform(lane, room);
-            let out = &mut room.products[number * numbers..(number + 1) * numbers];
-            Arch::new().dispatch(LaneProducts::<ROWS> { key, digits: &room.transformed, out });
-        }
+        self.transform(lanes, room);
+        let vectors = self.key.roots.first.len();
+        Arch::new().dispatch(LaneProducts::<ROWS> { key, digits: &room.transformed, vectors, out: &mut room.products });
         let full_turn = (2 * self.fft.polynomial_size().0) << extension;
         for (number, lane) in lanes.chunks_exact_mut(words).enumerate() {
             let of = |lane: usize| &room.products[lane * numbers..(lane + 1) * numbers];
@@ -491,18 +517,20 @@ impl PairRotator<'_> {
                 let (from, degree) = source_of(number, degree, extension);
                 (of(from), degree.0)
             });
-            Arch::new().dispatch(LaneSum { sources, own: of(number), roots: &self.key.roots, sum: &mut room.sum });
-            self.add_back(lane, &mut room.sum, &mut room.buffers);
+            let sum = &mut room.sums[..words / 2];
+            Arch::new().dispatch(LaneSum { sources, own: of(number), roots: &self.key.roots, sum });
+            self.add_back(lane, &mut room.sums, &mut room.buffers);
         }
     }
 
-    /// The digits of a GLWE, transformed: by level, the least significant first (the order of the key's rows), then by polynomial.
-    fn transform(&self, glwe: &[u64], room: &mut Room) {
-        let size = self.fft.polynomial_size().0;
-        for (column, words) in glwe.chunks_exact(size).enumerate() {
+    /// The digits of GLWEs, transformed: of each by level, the least significant first (the order of the key's rows), then by polynomial.
+    fn transform(&self, glwes: &[u64], room: &mut Room) {
+        let (size, levels) = (self.fft.polynomial_size().0, self.decomposition.level.0);
+        for (number, words) in glwes.chunks_exact(size).enumerate() {
+            let (glwe, column) = (number / COLUMNS, number % COLUMNS);
             Arch::new().dispatch(Digits { words, decomposition: self.decomposition, out: &mut room.digits });
             for (level, digits) in room.digits.chunks_exact(size).enumerate() {
-                let row = level * COLUMNS + column;
+                let row = (glwe * levels + level) * COLUMNS + column;
                 let data = &mut room.transformed[row * size / 2..(row + 1) * size / 2];
                 let digits = Polynomial::from_container(digits);
                 self.fft.forward_as_integer(FourierPolynomialMutView { data }, digits, room.buffers.stack());
@@ -510,10 +538,10 @@ impl PairRotator<'_> {
         }
     }
 
-    /// Adds a sum to a GLWE; the sum is spent.
-    fn add_back(&self, glwe: &mut [u64], sum: &mut [c64], buffers: &mut ComputationBuffers) {
+    /// Adds sums to GLWEs; they are spent.
+    fn add_back(&self, glwes: &mut [u64], sums: &mut [c64], buffers: &mut ComputationBuffers) {
         let size = self.fft.polynomial_size().0;
-        for (words, data) in glwe.chunks_exact_mut(size).zip(sum.chunks_exact_mut(size / 2)) {
+        for (words, data) in glwes.chunks_exact_mut(size).zip(sums.chunks_exact_mut(size / 2)) {
             let words = Polynomial::from_container(words);
             self.fft.add_backward_in_place_as_torus(words, FourierPolynomialMutView { data }, buffers.stack());
         }
