@@ -2,8 +2,8 @@
 //!
 //! A pair of keys has a random id, and is bound to the circuit (by digest) that it was generated for.
 //! Secret keys are uniform binary; all noise is Gaussian with the variance that the parameters' security
-//! curve asks for. On disk the server key is *seeded* (masks from a seed, 160 MB); in memory it is expanded
-//! and laid out for the kernels (380 MB).
+//! curve asks for. On disk the server key is *seeded* (masks from a seed, 150 to 190 MB); in memory it is expanded
+//! and laid out for the kernels (400 to 490 MB).
 
 use std::path::{Path, PathBuf};
 

@@ -139,7 +139,8 @@ fn output_noise_is_modelled_over_several_launches() {
         let phases = client::phases(&SHARED.client, &out);
         let wanted = |i: usize| f64::from((i % 3) as u32 + 1) / 32.0;
         let errors: Vec<f64> = phases.iter().enumerate().map(|(i, &phase)| turns(phase) - wanted(i)).collect();
-        let ratio = deviation(&errors) / NoiseModel::new(&p).bootstrap.sqrt();
+        // A GPU takes key bits one by one, whatever the parameters say.
+        let ratio = deviation(&errors) / NoiseModel::new(&p.ungrouped()).bootstrap.sqrt();
         println!("bootstrap noise / model {ratio:.3}");
         assert!((0.7..1.2).contains(&ratio), "{ratio}");
     });
@@ -217,7 +218,7 @@ fn other_decompositions_have_the_modelled_noise() {
     for (base_log, level) in [(23, 1), (15, 2), (10, 3), (12, 3)] {
         let parameters = Parameters { bootstrap: Decomposition::new(base_log, level), ..Parameters::standard() };
         let bundle = ClientBundle { parameters, ..bundle() };
-        let noise = NoiseModel::new(&parameters);
+        let noise = NoiseModel::new(&parameters.ungrouped());
         let mut kernels = vec![RotationKernel::Tfhe, RotationKernel::best(&parameters).unwrap()];
         kernels.dedup();
         for kernel in kernels {
