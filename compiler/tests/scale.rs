@@ -152,6 +152,7 @@ const TIMES: KernelTimes = KernelTimes {
     pack_ns: 0.65e6,
     multiply_add_ns: 200.0,
     lut_product_ns: 5.2e6,
+    external_product_ns: 5.6e6,
     lone_pbs_ns: 1e7,
     lane_ns: 5.0e6,
     lone_keyswitch_ns: 3e6,

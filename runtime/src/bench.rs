@@ -231,6 +231,8 @@ impl BenchReport {
         out += &row("extended", k.lane_ns, None, "one lane of a rotation of extension ν, which has 2^ν");
         out +=
             &row("lut_product", k.lut_product_ns, None, "the same on a packed accumulator, times a table, 8 samples");
+        let what = "a rotation, the GGSW made of it, and an external product";
+        out += &row("external", k.external_product_ns, None, what);
         out += &row("keyswitch", k.keyswitch_ns, Some(k.lone_keyswitch_ns), "big key to small key");
         out += &row("pack", k.pack_ns, Some(k.lone_pack_ns), "packing keyswitch of one ciphertext, 8 to a GLWE");
         let linear = format!("{:.1} ns", k.multiply_add_ns);
@@ -273,6 +275,7 @@ pub(crate) const TIMES: KernelTimes = KernelTimes {
     pack_ns: 1e6,
     multiply_add_ns: 200.0,
     lut_product_ns: 6e6,
+    external_product_ns: 6.5e6,
     lone_pbs_ns: 1.2e7,
     lane_ns: 5.5e6,
     lone_keyswitch_ns: 3e6,

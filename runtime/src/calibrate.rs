@@ -9,12 +9,14 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::prelude::Fft;
-use thex_circuit::instruction::{Block, Linear, LutProduct};
+use thex_circuit::external;
+use thex_circuit::instruction::{Block, ExternalProduct, Linear, LutProduct};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
-use crate::executor::{Backend, CpuBackend, LookUps, Products};
+use crate::executor::{Backend, CpuBackend, ExternalProducts, LookUps, Products};
 use crate::kernels::balanced_chunk;
+use crate::kernels::external::ConversionKey;
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::{BATCH, BootstrapKey, batch_of};
 use crate::keys::{ExpandedServerKey, KeyInfo, LARGEST_RING, check_ring};
@@ -35,6 +37,9 @@ pub struct KernelTimes {
     pub multiply_add_ns: f64,
     /// One rotation of a product, with the multiplication by the table and the extraction of 8 samples.
     pub lut_product_ns: f64,
+    /// One rotation of an external product, with the GGSW that is made of it and the product.
+    #[serde(default)]
+    pub external_product_ns: f64,
     /// One blind rotation on each thread, not batched: what a step with few rotations waits for.
     pub lone_pbs_ns: f64,
     /// One lane of a blind rotation with an extension, of which it has 2^ν.
@@ -53,6 +58,7 @@ fn synthetic_key(p: Parameters) -> ExpandedServerKey {
         keyswitch: TiledMatrix::arbitrary(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0),
         bootstrap: BootstrapKey::arbitrary(&p, Fft::new(p.polynomial_size).as_view()),
         packing: TiledMatrix::arbitrary(big * p.packing.level.0, p.glwe_words()),
+        conversion: (p.glwe_dimension.0 == 1).then(|| ConversionKey::arbitrary(&p)),
     }
 }
 
@@ -177,6 +183,34 @@ impl Kernels {
         harness(&mut || self.backend.lut_product(&products, &mut out, &|_| ()))
     }
 
+    /// Sums of external products: `count` rotations in sums of 8.
+    ///
+    /// # Errors
+    /// The kernel failed, or the harness.
+    pub fn external_product(&self, count: usize, harness: Harness<'_>) -> Result<()> {
+        let p = self.parameters();
+        let slots = 8;
+        let glwe: Vec<u64> = self.big.concat().into_iter().take(p.glwe_words()).collect();
+        let terms: Vec<u32> = (0..count).step_by(8).map(|i| (count - i).min(8) as u32).collect();
+        let instruction = ExternalProduct {
+            dst: Block { start: 0, len: (terms.len() * slots) as u32 },
+            slots: slots as u32,
+            stride: (p.polynomial_size.0 / slots) as u32,
+            terms,
+            argument: vec![0; count],
+            accumulator: vec![0; count],
+            table_of: vec![0; count],
+            tables: vec![5; external::entries(p.polynomial_size.0)],
+        };
+        let products = ExternalProducts {
+            arguments: views(&self.small, count),
+            glwes: vec![&glwe; count],
+            instruction: &instruction,
+        };
+        let mut out = vec![0; instruction.dst.len as usize * p.big_lwe_size()];
+        harness(&mut || self.backend.external_product(&products, &mut out, &|_| ()))
+    }
+
     /// Weights that [`linear`](Self::linear) multiplies: two maps of 128 × 128 for each thread.
     #[must_use]
     pub fn weights(&self) -> usize {
@@ -230,6 +264,10 @@ pub fn measure(parameters: Parameters, threads: usize) -> Result<KernelTimes> {
             lone_pack_ns: time(1, |h| kernels.pack(1, h))?,
             multiply_add_ns: time(weights, |h| kernels.linear(h))?,
             lut_product_ns: time(batch, |h| kernels.lut_product(batch, h))?,
+            external_product_ns: match parameters.glwe_dimension.0 {
+                1 => time(batch, |h| kernels.external_product(batch, h))?,
+                _ => 0.0,
+            },
         })
     })
 }
@@ -256,6 +294,7 @@ impl KernelTimes {
             pack_ns: growth * growth * self.pack_ns,
             multiply_add_ns: growth * self.multiply_add_ns,
             lut_product_ns: rotation * self.lut_product_ns,
+            external_product_ns: rotation * self.external_product_ns,
             lone_pbs_ns: rotation * self.lone_pbs_ns,
             lane_ns: rotation * self.lane_ns,
             lone_keyswitch_ns: growth * self.lone_keyswitch_ns,
@@ -274,6 +313,9 @@ impl KernelTimes {
     pub fn instruction_ns(&self, instruction: &Instruction) -> f64 {
         let (kind, count) = match instruction {
             Instruction::Linear(_) => return instruction.multiply_adds() as f64 * self.multiply_add_ns,
+            Instruction::ExternalProduct(_) => {
+                return self.rotations(instruction.pbs_count(), self.external_product_ns);
+            }
             Instruction::Pbs(_) => (Kind::Pbs, instruction.pbs_count()),
             Instruction::LutProduct(_) => (Kind::LutProduct, instruction.pbs_count()),
             Instruction::Keyswitch(_) => (Kind::Keyswitch, instruction.keyswitch_count()),

@@ -4,12 +4,15 @@
 //! ciphertexts lives from the instruction that writes it to the last one that reads it. What goes around the instructions of a
 //! run, stopping and resuming, is [`Run`].
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 use tfhe::core_crypto::prelude::Fft;
-use thex_circuit::instruction::{Linear, LutProduct, MAX_EXTENSION, Pbs};
-use thex_circuit::{Circuit, Instruction, Parameters};
+use thex_circuit::instruction::{ExternalProduct, Linear, LutProduct, MAX_EXTENSION, Pbs};
+use thex_circuit::{Circuit, Instruction, Parameters, external};
 
 use crate::error::{Result, RuntimeError};
+use crate::kernels::external::{Multiplier, Sums};
 use crate::kernels::linear::LinearMap;
 use crate::kernels::rotate::{Degrees, Multipliers, Rotator, Shape, fill_table};
 use crate::kernels::switch;
@@ -23,7 +26,7 @@ use crate::state::{Memory, Space, State};
 /// One ciphertext, as a slice of words.
 pub type Ciphertext<'a> = &'a [u64];
 
-/// What runs the five kernels, each on a whole batch. `out` has the batch's ciphertexts one after another.
+/// What runs the six kernels, each on a whole batch. `out` has the batch's ciphertexts one after another.
 ///
 /// The processor is one backend; a GPU is another (feature `cuda`); a [share](crate::ranks) of either is a third.
 pub trait Backend: Sync {
@@ -33,6 +36,11 @@ pub trait Backend: Sync {
     /// The largest ν of rotations that it runs.
     fn largest_extension(&self) -> u32 {
         MAX_EXTENSION
+    }
+
+    /// Whether it runs external products.
+    fn has_external_products(&self) -> bool {
+        true
     }
 
     /// Threads at work on a batch.
@@ -68,6 +76,12 @@ pub trait Backend: Sync {
     /// # Errors
     /// The device failed.
     fn lut_product(&self, products: &Products<'_>, out: &mut [u64], done: Done<'_>) -> Result<()>;
+
+    /// See [`ExternalProduct`]: sums of GLWEs times what is looked up, `slots` samples of each.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn external_product(&self, products: &ExternalProducts<'_>, out: &mut [u64], done: Done<'_>) -> Result<()>;
 
     /// See [`Linear`]; `gather` has its operands.
     ///
@@ -117,6 +131,16 @@ pub struct Products<'a> {
     pub accumulators: Vec<Ciphertext<'a>>,
     /// The instruction: tables, slots, stride.
     pub instruction: &'a LutProduct,
+}
+
+/// A batch of [`ExternalProduct`] sums.
+pub struct ExternalProducts<'a> {
+    /// Small LWEs, one for each term.
+    pub arguments: Vec<Ciphertext<'a>>,
+    /// GLWEs, one for each term.
+    pub glwes: Vec<Ciphertext<'a>>,
+    /// The instruction: terms, tables, slots, stride.
+    pub instruction: &'a ExternalProduct,
 }
 
 /// The backend that runs on the processor.
@@ -181,6 +205,35 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn external_product(&self, products: &ExternalProducts<'_>, out: &mut [u64], done: Done<'_>) -> Result<()> {
+        let x = products.instruction;
+        let Some(key) = &self.key.conversion else {
+            return Err(RuntimeError::Internal("external products without a conversion key".into()));
+        };
+        // Most GLWEs are multiplied many times, and decomposed once.
+        let mut number_of: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut glwes: Vec<Ciphertext<'_>> = Vec::new();
+        let mut glwe_of = Vec::with_capacity(x.accumulator.len());
+        for (&address, &glwe) in x.accumulator.iter().zip(&products.glwes) {
+            glwe_of.push(*number_of.entry(address).or_insert_with(|| {
+                glwes.push(glwe);
+                glwes.len() as u32 - 1
+            }));
+        }
+        let entries = external::entries(self.parameters().polynomial_size.0);
+        let table = |&t: &u32| &x.tables[t as usize * entries..(t as usize + 1) * entries];
+        let sums = Sums {
+            arguments: &products.arguments,
+            tables: &x.table_of.iter().map(table).collect::<Vec<_>>(),
+            glwes: &glwes,
+            glwe_of: &glwe_of,
+            sum_of: &x.sum_of().collect::<Vec<_>>(),
+            degrees: Degrees { count: x.slots as usize, stride: x.stride as usize },
+        };
+        Multiplier { rotator: self.rotator(), key }.run(&sums, out, done);
+        Ok(())
+    }
+
     fn linear(&self, linear: &Linear, gather: &[Option<Ciphertext<'_>>], out: &mut [u64]) -> Result<()> {
         let map = LinearMap {
             outputs: linear.outputs as usize,
@@ -222,6 +275,14 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
                 "the circuit has rotations of extension {wanted}, and this backend runs up to {most}; run it on the processor, or compile \
                  it again with `-x select-parameters:most-extension={most}`"
             )));
+        }
+        let external = circuit.instructions.iter().any(|x| matches!(x, Instruction::ExternalProduct(_)));
+        if external && !backend.has_external_products() {
+            return Err(RuntimeError::Input(
+                "the circuit has external products, which this backend does not run; run it on the processor, or compile it again with \
+                 `-x insert-bootstraps:external-products=false`"
+                    .into(),
+            ));
         }
         Ok(Self { circuit, backend, liveness: Liveness::new(circuit) })
     }
@@ -269,6 +330,14 @@ impl<'a, B: Backend + ?Sized> Executor<'a, B> {
                 self.backend.pack(&inputs, x.slots as usize, x.stride as usize, out)
             }
             Instruction::LutProduct(x) => self.lut_product(x, state, out, done),
+            Instruction::ExternalProduct(x) => {
+                let products = ExternalProducts {
+                    arguments: small.gather(&x.argument)?,
+                    glwes: state.memory(Space::Glwe).gather(&x.accumulator)?,
+                    instruction: x,
+                };
+                self.backend.external_product(&products, out, done)
+            }
         }
     }
 

@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 use tfhe::core_crypto::commons::generators::DeterministicSeeder;
 use tfhe::core_crypto::commons::math::random::{CompressionSeed, Seed, Uniform};
 use tfhe::core_crypto::prelude::*;
-use thex_circuit::file::{GROUPED_VERSION, IN_MEMORY, version_of};
+use thex_circuit::file::{EXTERNAL_VERSION, IN_MEMORY, version_of};
 use thex_circuit::{ClientBundle, Parameters};
 use zeroize::Zeroize;
 
 use crate::checkpoint::digest_words;
 use crate::container::{Body, Secrecy, check_writable, contradiction, file_bytes, from_bytes, read, to_bytes, write};
 use crate::error::{Result, RuntimeError};
+use crate::kernels::external::{ConversionKey, conversion_messages};
 use crate::kernels::matrix::TiledMatrix;
 use crate::kernels::rotate::BootstrapKey;
 
@@ -69,6 +70,8 @@ pub struct ServerKey {
     keyswitch: SeededLweKeyswitchKeyOwned<u64>,
     bootstrap: SeededLweBootstrapKeyOwned<u64>,
     packing: SeededLwePackingKeyswitchKeyOwned<u64>,
+    /// Where the parameters have external products.
+    conversion: Option<SeededGlweCiphertextListOwned<u64>>,
 }
 
 /// The evaluation keys as the kernels want them.
@@ -78,6 +81,7 @@ pub struct ExpandedServerKey {
     pub(crate) keyswitch: TiledMatrix,
     pub(crate) bootstrap: BootstrapKey,
     pub(crate) packing: TiledMatrix,
+    pub(crate) conversion: Option<ConversionKey>,
 }
 
 /// The evaluation keys with their masks, in standard (not Fourier) form.
@@ -95,6 +99,8 @@ struct Seeds {
     keyswitch: String,
     bootstrap: String,
     packing: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    conversion: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -104,7 +110,7 @@ struct ServerBody {
 }
 
 impl Body for KeyInfo {
-    const NEWEST: u32 = GROUPED_VERSION;
+    const NEWEST: u32 = EXTERNAL_VERSION;
 
     fn version(&self) -> u32 {
         version_of(&self.parameters)
@@ -112,7 +118,7 @@ impl Body for KeyInfo {
 }
 
 impl Body for ServerBody {
-    const NEWEST: u32 = GROUPED_VERSION;
+    const NEWEST: u32 = EXTERNAL_VERSION;
 
     fn version(&self) -> u32 {
         self.info.version()
@@ -294,7 +300,8 @@ fn uniform_binary(secret: &[u64]) -> bool {
 pub fn server_key_bytes(parameters: &Parameters) -> Result<u64> {
     let seed = seed_to_hex(Seed(0));
     let info = KeyInfo { id: seed.clone(), circuit: "0".repeat(64), parameters: *parameters };
-    let seeds = Seeds { keyswitch: seed.clone(), bootstrap: seed.clone(), packing: seed };
+    let conversion = parameters.external.then(|| seed.clone());
+    let seeds = Seeds { keyswitch: seed.clone(), bootstrap: seed.clone(), packing: seed, conversion };
     let words = parameters.key_words().iter().sum();
     file_bytes(SERVER_KEY, &ServerBody { info, seeds }, words)
 }
@@ -309,8 +316,10 @@ pub(crate) struct KeyMemory {
 
 /// What loading a key of these parameters takes: [`ServerKey::load`] and [`ServerKey::expand`], step by step.
 pub(crate) fn key_memory(p: &Parameters) -> KeyMemory {
-    let [ksk, bsk, pksk] = p.key_words().map(|words| words as u64 * 8);
-    let file = ksk + bsk + pksk;
+    let [ksk, bsk, pksk, conversion] = p.key_words().map(|words| words as u64 * 8);
+    let file = ksk + bsk + pksk + conversion;
+    // Seeded and in the Fourier domain, held throughout.
+    let converted = conversion * (p.glwe_dimension.0 + 1) as u64;
     let big = p.big_lwe_dimension().0;
     let keyswitch = TiledMatrix::bytes(big * p.keyswitch.level.0, p.lwe_dimension.to_lwe_size().0);
     let packing = TiledMatrix::bytes(big * p.packing.level.0, p.glwe_words());
@@ -328,16 +337,25 @@ pub(crate) fn key_memory(p: &Parameters) -> KeyMemory {
         keyswitch + packing + bsk + bootstrap,
         keyswitch + packing + 2 * bootstrap,
     ];
-    KeyMemory { loading: steps.into_iter().max().unwrap_or(0), expanded: keyswitch + packing + bootstrap }
+    KeyMemory {
+        loading: steps.into_iter().max().unwrap_or(0) + converted,
+        expanded: keyswitch + packing + bootstrap + converted,
+    }
 }
 
 impl ServerKey {
     fn new(client: &ClientKey, seeder: &mut dyn Seeder) -> Self {
         let p = client.info.parameters;
-        let [ksk, bsk, pksk] = p.key_words();
+        let [ksk, bsk, pksk, _] = p.key_words();
         let mut seed = || seeder.seed();
         let (a, b, c) = (seed(), seed(), seed());
-        let seeds = Seeds { keyswitch: seed_to_hex(a), bootstrap: seed_to_hex(b), packing: seed_to_hex(c) };
+        let d = p.external.then(seed);
+        let seeds = Seeds {
+            keyswitch: seed_to_hex(a),
+            bootstrap: seed_to_hex(b),
+            packing: seed_to_hex(c),
+            conversion: d.map(seed_to_hex),
+        };
         let mut keyswitch = seeded_keyswitch(&p, vec![0; ksk], a.into());
         generate_seeded_lwe_keyswitch_key(
             &client.big(),
@@ -352,7 +370,8 @@ impl ServerKey {
         bits.as_mut().zeroize();
         let mut packing = seeded_packing(&p, vec![0; pksk], c.into());
         generate_packing(client, &mut packing, seeder);
-        Self { info: client.info.clone(), seeds, keyswitch, bootstrap, packing }
+        let conversion = d.map(|seed| generate_conversion(client, seed.into(), seeder));
+        Self { info: client.info.clone(), seeds, keyswitch, bootstrap, packing, conversion }
     }
 
     /// Writes the key.
@@ -375,8 +394,9 @@ impl ServerKey {
         ServerBody { info: self.info.clone(), seeds: self.seeds.clone() }
     }
 
-    fn words(&self) -> [&[u64]; 3] {
-        [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref()]
+    fn words(&self) -> [&[u64]; 4] {
+        let conversion = self.conversion.as_ref().map_or(&[][..], |list| list.as_ref());
+        [self.keyswitch.as_ref(), self.bootstrap.as_ref(), self.packing.as_ref(), conversion]
     }
 
     /// Reads a key; its dimensions are those of its parameters, or it is refused.
@@ -402,8 +422,13 @@ impl ServerKey {
         let seed =
             |hex: &str| seed_from_hex(hex).ok_or_else(|| contradiction(path, SERVER_KEY, "its seeds are damaged"));
         let p = body.info.parameters;
-        let [ksk, bsk, _] = p.key_words();
+        let [ksk, bsk, pksk, _] = p.key_words();
+        let d = body.seeds.conversion.as_deref().map(seed).transpose()?;
+        if d.is_some() != p.external {
+            return Err(contradiction(path, SERVER_KEY, "it has seeds for other parameters than its own"));
+        }
         let (a, b, c) = (seed(&body.seeds.keyswitch)?, seed(&body.seeds.bootstrap)?, seed(&body.seeds.packing)?);
+        let conversion = words.split_off(ksk + bsk + pksk);
         let packing = words.split_off(ksk + bsk);
         let bootstrap = words.split_off(ksk);
         Ok(Self {
@@ -412,6 +437,7 @@ impl ServerKey {
             keyswitch: seeded_keyswitch(&p, words, a),
             bootstrap: seeded_bootstrap(&p, bootstrap, b),
             packing: seeded_packing(&p, packing, c),
+            conversion: d.map(|seed| seeded_conversion(&p, conversion, seed)),
         })
     }
 
@@ -439,7 +465,8 @@ impl ServerKey {
     /// Digest of seeds and bodies, for the identity of a run.
     #[must_use]
     pub fn digest(&self) -> String {
-        let seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
+        let mut seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
+        seeds.extend(self.seeds.conversion.as_deref());
         digest_words(seeds.as_bytes(), self.words())
     }
 
@@ -471,7 +498,11 @@ impl ServerKey {
         let standard = self.bootstrap.par_decompress_into_lwe_bootstrap_key();
         let fft = Fft::new(p.polynomial_size);
         let bootstrap = BootstrapKey::new(&standard, &p, fft.as_view());
-        ExpandedServerKey { info: self.info, keyswitch, bootstrap, packing }
+        let conversion = self.conversion.map(|seeded| {
+            let rows = seeded.decompress_into_glwe_ciphertext_list();
+            ConversionKey::new(&rows, fft.as_view())
+        });
+        ExpandedServerKey { info: self.info, keyswitch, bootstrap, packing, conversion }
     }
 }
 
@@ -519,6 +550,25 @@ fn seeded_packing(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> See
         seed,
         p.ciphertext_modulus(),
     )
+}
+
+fn seeded_conversion(p: &Parameters, words: Vec<u64>, seed: CompressionSeed) -> SeededGlweCiphertextListOwned<u64> {
+    let (glwe_size, size) = (p.glwe_dimension.to_glwe_size(), p.polynomial_size);
+    SeededGlweCiphertextList::from_container(words, glwe_size, size, seed, p.ciphertext_modulus())
+}
+
+/// Encrypts the images of the key under the trace's automorphisms, and its square.
+fn generate_conversion(
+    client: &ClientKey,
+    seed: CompressionSeed,
+    seeder: &mut dyn Seeder,
+) -> SeededGlweCiphertextListOwned<u64> {
+    let p = &client.info.parameters;
+    let mut messages = PlaintextList::from_container(conversion_messages(client.glwe.as_ref()));
+    let mut list = seeded_conversion(p, vec![0; messages.as_ref().len()], seed);
+    encrypt_seeded_glwe_ciphertext_list(&client.glwe, &mut list, &messages, big_noise(p), seeder);
+    messages.as_mut().zeroize();
+    list
 }
 
 /// tfhe's `generate_seeded_lwe_packing_keyswitch_key`, with its loop over input key bits in parallel: each

@@ -5,7 +5,10 @@
 //! All sizes follow from the circuit, so the peak does. Measured peaks (`VmHWM`) lie a little above or below, by what the
 //! allocator keeps of what was freed; see ARCHITECTURE.md.
 
-use thex_circuit::instruction::{LutProduct, Provenance};
+use std::collections::BTreeSet;
+
+use thex_circuit::external::GADGET;
+use thex_circuit::instruction::{ExternalProduct, LutProduct, Provenance};
 use thex_circuit::{Circuit, Instruction, Parameters};
 
 use crate::error::{Result, RuntimeError};
@@ -49,6 +52,9 @@ fn instruction_bytes(x: &Instruction) -> u64 {
         Instruction::Pbs(x) => x.argument.len() + x.table_of.len() + x.tables.len(),
         Instruction::Pack(x) => x.gather.len(),
         Instruction::LutProduct(x) => x.argument.len() + x.accumulator.len() + x.table_of.len() + x.tables.len(),
+        Instruction::ExternalProduct(x) => {
+            x.terms.len() + x.argument.len() + x.accumulator.len() + x.table_of.len() + x.tables.len()
+        }
     };
     (entries * 4 + size_of::<Instruction>()) as u64
 }
@@ -70,6 +76,14 @@ fn multipliers(x: &LutProduct, p: &Parameters) -> u64 {
     ((x.tables.len() / x.entries().max(1) * p.polynomial_size.0 * 8) as u64) << x.extension
 }
 
+/// Digits of the GLWEs in the Fourier domain, and the sums.
+fn decomposed(x: &ExternalProduct, p: &Parameters) -> u64 {
+    let distinct: BTreeSet<u32> = x.accumulator.iter().copied().collect();
+    let digits = distinct.len() * GADGET.level.0 * p.glwe_words() * 8;
+    // A sum that is cut between threads has a part on each.
+    (digits + 3 * x.terms.len() * p.glwe_words() * 8) as u64
+}
+
 /// What a batch of an instruction needs beside its operands and results.
 fn buffers(instruction: &Instruction, p: &Parameters, threads: usize) -> u64 {
     let x = instruction;
@@ -83,6 +97,7 @@ fn buffers(instruction: &Instruction, p: &Parameters, threads: usize) -> u64 {
         Instruction::Pack(_) => switched(p.packing.level.0, p.glwe_words()),
         Instruction::Pbs(_) => rotations(instruction, p, threads),
         Instruction::LutProduct(x) => rotations(instruction, p, threads) + multipliers(x, p),
+        Instruction::ExternalProduct(x) => rotations(instruction, p, threads) + decomposed(x, p),
     };
     // A part of the instruction has tables of its own.
     references + batch + instruction_bytes(x)

@@ -53,7 +53,7 @@ impl<'a> RunOptions<'a> {
 /// How long units of work took, by kind of instruction: what the length of the next part is chosen by.
 struct Pace {
     /// Nanoseconds of a piece of [`work`]. Starts with guesses on the slow side.
-    nanos: [f64; 5],
+    nanos: [f64; 6],
 }
 
 fn kind(instruction: &Instruction) -> usize {
@@ -63,6 +63,7 @@ fn kind(instruction: &Instruction) -> usize {
         Instruction::Pbs(_) => 2,
         Instruction::Pack(_) => 3,
         Instruction::LutProduct(_) => 4,
+        Instruction::ExternalProduct(_) => 5,
     }
 }
 
@@ -72,13 +73,15 @@ fn work(instruction: &Instruction) -> f64 {
         Instruction::Linear(x) => f64::from(x.outputs) * f64::from(x.operands.max(1)),
         Instruction::Pack(x) => f64::from(x.slots),
         Instruction::Keyswitch(_) => 1.0,
+        // Rotations of a sum, on average.
+        Instruction::ExternalProduct(x) => x.argument.len() as f64 / x.terms.len().max(1) as f64,
         Instruction::Pbs(_) | Instruction::LutProduct(_) => f64::from(1_u32 << instruction.extension()),
     }
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { nanos: [1e3, 1e6, 1e7, 2e6, 1e7] }
+        Self { nanos: [1e3, 1e6, 1e7, 2e6, 1e7, 1.2e7] }
     }
 
     /// Units of the next part: whole batches on every thread where there are batches, or the last one would leave threads idle.
@@ -87,7 +90,10 @@ impl Pace {
         let wanted = (wanted as usize).max(1);
         let round = match x {
             Instruction::Pbs(_) | Instruction::LutProduct(_) => batch_of(x.extension()) * threads,
-            Instruction::Linear(_) | Instruction::Keyswitch(_) | Instruction::Pack(_) => 1,
+            Instruction::Linear(_)
+            | Instruction::Keyswitch(_)
+            | Instruction::Pack(_)
+            | Instruction::ExternalProduct(_) => 1,
         };
         (wanted / round * round).max(round)
     }
@@ -120,8 +126,8 @@ struct Decision {
 /// Blind rotations before a position.
 fn done(circuit: &Circuit, position: Position) -> u64 {
     let before: u64 = circuit.instructions.iter().take(position.instruction).map(Instruction::pbs_count).sum();
-    let within = circuit.instructions.get(position.instruction).filter(|x| x.pbs_count() > 0);
-    before + within.map_or(0, |_| position.units as u64)
+    let within = circuit.instructions.get(position.instruction);
+    before + within.map_or(0, |x| x.rotations_before(position.units))
 }
 
 impl<'a, B: Backend + ?Sized> Run<'a, B> {

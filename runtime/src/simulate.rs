@@ -9,7 +9,8 @@ use pulp::Arch;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand_distr::{Distribution, StandardNormal};
-use thex_circuit::instruction::{ABSENT, Keyswitch, Linear, LutProduct, Pack, Pbs};
+use thex_circuit::external;
+use thex_circuit::instruction::{ABSENT, ExternalProduct, Keyswitch, Linear, LutProduct, Pack, Pbs};
 use thex_circuit::params::MODULUS_F64;
 use thex_circuit::{Circuit, ClientBundle, Instruction, NoiseModel};
 
@@ -155,8 +156,12 @@ impl<'a> Simulator<'a> {
         circuit.verify().map_err(|e| RuntimeError::Input(format!("the circuit is not usable: {e}")))?;
         let glwes = layout(circuit);
         for (i, instruction) in circuit.instructions.iter().enumerate() {
-            let Instruction::LutProduct(x) = instruction else { continue };
-            if x.accumulator.iter().any(|&g| glwes[g as usize].stride != x.stride) {
+            let (accumulators, stride) = match instruction {
+                Instruction::LutProduct(x) => (&x.accumulator, x.stride),
+                Instruction::ExternalProduct(x) => (&x.accumulator, x.stride),
+                _ => continue,
+            };
+            if accumulators.iter().any(|&g| glwes[g as usize].stride != stride) {
                 return Err(stride_error(i));
             }
         }
@@ -212,6 +217,7 @@ impl<'a> Simulator<'a> {
                 Instruction::Pbs(x) => self.pbs(x, s, &mut noise),
                 Instruction::Pack(x) => self.pack(x, s, &mut noise),
                 Instruction::LutProduct(x) => self.lut_product(x, &self.norms[i], s, &mut noise),
+                Instruction::ExternalProduct(x) => self.external_product(x, s, &mut noise),
             }
         }
         Ok(())
@@ -284,6 +290,33 @@ impl<'a> Simulator<'a> {
                 let variance = coefficient * between + self.noise.bootstrap;
                 s.lwe.push(product.wrapping_add(noise.draw(variance.sqrt())));
             }
+        }
+    }
+}
+
+impl Simulator<'_> {
+    /// Every term multiplies all slots by what it looks up, and adds noise to each.
+    fn external_product(&self, x: &ExternalProduct, s: &mut Simulation, noise: &mut Noise) {
+        let size = self.circuit.parameters.polynomial_size.0;
+        let (entries, slots) = (external::entries(size), x.slots as usize);
+        let mut term = 0;
+        for &terms in &x.terms {
+            let mut sums = vec![0_u64; slots];
+            let mut variance = 0.0;
+            for t in term..term + terms as usize {
+                let position = s.positions[x.argument[t] as usize] as usize;
+                // Beyond its part of the half torus an argument meets another level of the gadget: some multiple, which the table's end stands for.
+                let entry = x.tables[x.table_of[t] as usize * entries + position % size % entries];
+                let factor = if position < size { i64::from(entry) } else { -i64::from(entry) };
+                variance += self.noise.external + self.noise.external_rounding * (factor as f64).powi(2);
+                let packed = self.glwes[x.accumulator[t] as usize];
+                let values = &s.slots[packed.offset..packed.offset + packed.slots as usize];
+                for (sum, &y) in sums.iter_mut().zip(values) {
+                    *sum = sum.wrapping_add((factor as u64).wrapping_mul(y));
+                }
+            }
+            term += terms as usize;
+            s.lwe.extend(sums.iter().map(|sum| sum.wrapping_add(noise.draw(variance.sqrt()))));
         }
     }
 }

@@ -72,7 +72,10 @@ impl Space {
     /// The memory that an instruction writes.
     pub(crate) fn of(instruction: &Instruction) -> Self {
         match instruction {
-            Instruction::Linear(_) | Instruction::Pbs(_) | Instruction::LutProduct(_) => Self::Lwe,
+            Instruction::Linear(_)
+            | Instruction::Pbs(_)
+            | Instruction::LutProduct(_)
+            | Instruction::ExternalProduct(_) => Self::Lwe,
             Instruction::Keyswitch(_) => Self::Small,
             Instruction::Pack(_) => Self::Glwe,
         }
@@ -95,6 +98,7 @@ fn sources(instruction: &Instruction) -> Vec<(Space, &[u32])> {
         Instruction::Pack(x) => vec![(Space::Lwe, &x.gather)],
         Instruction::Pbs(x) => vec![(Space::Small, &x.argument)],
         Instruction::LutProduct(x) => vec![(Space::Small, &x.argument), (Space::Glwe, &x.accumulator)],
+        Instruction::ExternalProduct(x) => vec![(Space::Small, &x.argument), (Space::Glwe, &x.accumulator)],
     }
 }
 

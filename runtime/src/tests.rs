@@ -8,7 +8,7 @@ use thex_circuit::clear::ClearGraph;
 use thex_circuit::instruction::LutProduct;
 use thex_circuit::{ClientBundle, NoiseModel, Parameters};
 
-use crate::executor::{LookUps, Products};
+use crate::executor::{ExternalProducts, LookUps, Products};
 use crate::{Backend, ClientKey, CpuBackend, client, keys};
 
 mod noise;
@@ -417,7 +417,7 @@ pub(crate) mod circuits {
                 Instruction::Keyswitch(x) => x.extension = extension,
                 Instruction::Pbs(x) => (x.extension, x.tables) = (extension, finer(&x.tables, N)),
                 Instruction::LutProduct(x) => (x.extension, x.tables) = (extension, finer(&x.tables, STRIDE)),
-                Instruction::Linear(_) | Instruction::Pack(_) => {}
+                Instruction::Linear(_) | Instruction::Pack(_) | Instruction::ExternalProduct(_) => {}
             }
         }
         circuit

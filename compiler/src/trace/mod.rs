@@ -153,6 +153,7 @@ pub(crate) fn traced(graph: &Graph, circuit: &Circuit) -> Vec<Traced> {
             Instruction::Linear(x) => x.dst,
             Instruction::Pbs(x) => x.dst,
             Instruction::LutProduct(x) => x.dst,
+            Instruction::ExternalProduct(x) => x.dst,
             Instruction::Keyswitch(_) | Instruction::Pack(_) => return None,
         };
         Some((*ids.get(provenance.name.as_str())?, block.start, Some(i)))

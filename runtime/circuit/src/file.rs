@@ -29,14 +29,20 @@ use crate::interface::MAX_TOKENIZER_BYTES;
 use crate::params::Parameters;
 
 /// The newest version of circuits: 2 is version 1 with rotations of an extension and domains of the full torus, 3 may have a grouping factor besides. What is
-/// written has the oldest version that can say it; readers refuse what is newer.
-pub const FORMAT_VERSION: u32 = 3;
+/// written has the oldest version that can say it; readers refuse what is newer. 4 may have external products besides.
+pub const FORMAT_VERSION: u32 = 4;
 
 /// The version of circuits with extensions or domains of the full torus, without a grouping factor.
 const EXTENDED_VERSION: u32 = 2;
 
-/// The newest version of whatever else holds parameters, bundles and keys: 2 is version 1 with a grouping factor.
-pub const GROUPED_VERSION: u32 = 2;
+/// The version of circuits with a grouping factor, without external products.
+const GROUPED_CIRCUIT_VERSION: u32 = 3;
+
+/// The version of whatever else holds parameters, bundles and keys, with a grouping factor.
+const GROUPED_VERSION: u32 = 2;
+
+/// The newest version of these: with a conversion key for external products.
+pub const EXTERNAL_VERSION: u32 = 3;
 
 /// What errors call bytes that come from no file.
 pub const IN_MEMORY: &str = "bytes in memory";
@@ -47,7 +53,11 @@ pub const BASE_VERSION: u32 = 1;
 /// The version that files which hold these parameters, circuits aside, are written with.
 #[must_use]
 pub fn version_of(parameters: &Parameters) -> u32 {
-    if parameters.grouping_factor.0 == 1 { BASE_VERSION } else { GROUPED_VERSION }
+    match (parameters.external, parameters.grouping_factor.0) {
+        (true, _) => EXTERNAL_VERSION,
+        (false, 1) => BASE_VERSION,
+        (false, _) => GROUPED_VERSION,
+    }
 }
 
 /// No file larger than this is read into memory.
@@ -192,7 +202,7 @@ fn manifest_text(bytes: &[u8], kind: &str) -> std::result::Result<String, String
     if head.kind != kind {
         return Err(format!("it is a {}, not a {kind}", head.kind.chars().take(32).collect::<String>()));
     }
-    let newest = if kind == "circuit" { FORMAT_VERSION } else { GROUPED_VERSION };
+    let newest = if kind == "circuit" { FORMAT_VERSION } else { EXTERNAL_VERSION };
     if !(BASE_VERSION..=newest).contains(&head.version) {
         let again = "compile the model again";
         return Err(other_version(head.version, newest, head.writer.as_deref(), again));
@@ -368,12 +378,20 @@ impl Circuit {
                     put("table_of", blob_u32(&x.table_of));
                     put("tables", blob_i32(&x.tables));
                 }
+                Instruction::ExternalProduct(x) => {
+                    put("terms", blob_u32(&x.terms));
+                    put("argument", blob_u32(&x.argument));
+                    put("accumulator", blob_u32(&x.accumulator));
+                    put("table_of", blob_u32(&x.table_of));
+                    put("tables", blob_i32(&x.tables));
+                }
             }
         }
         let is_base = self.largest_extension() == 0 && !self.uses_full_torus();
         let version = match version_of(&self.parameters) {
             BASE_VERSION if is_base => BASE_VERSION,
             BASE_VERSION => EXTENDED_VERSION,
+            GROUPED_VERSION => GROUPED_CIRCUIT_VERSION,
             _ => FORMAT_VERSION,
         };
         serialize(("circuit", version), self, &blobs).map_err(|reason| malformed(Path::new("-"), "circuit", reason))
@@ -423,6 +441,13 @@ impl Circuit {
                 }
                 Instruction::Pack(x) => x.gather = read_u32(&tensors, &name("gather"))?,
                 Instruction::LutProduct(x) => {
+                    x.argument = read_u32(&tensors, &name("argument"))?;
+                    x.accumulator = read_u32(&tensors, &name("accumulator"))?;
+                    x.table_of = read_u32(&tensors, &name("table_of"))?;
+                    x.tables = read_i32(&tensors, &name("tables"))?;
+                }
+                Instruction::ExternalProduct(x) => {
+                    x.terms = read_u32(&tensors, &name("terms"))?;
                     x.argument = read_u32(&tensors, &name("argument"))?;
                     x.accumulator = read_u32(&tensors, &name("accumulator"))?;
                     x.table_of = read_u32(&tensors, &name("table_of"))?;
@@ -487,6 +512,20 @@ impl Circuit {
                         && below(&x.accumulator, glwe, false)
                         && x.argument.len() == x.accumulator.len()
                         && x.argument.len() * slots == x.dst.len as usize
+                        && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), entries)
+                        && extend(&mut lwe, &x.dst).is_some()
+                }
+                Instruction::ExternalProduct(x) => {
+                    let (slots, stride) = (x.slots as usize, x.stride as usize);
+                    let terms = x.terms.iter().try_fold(0_usize, |sum, &n| sum.checked_add(n as usize));
+                    self.parameters.external
+                        && slots.checked_mul(stride).is_some_and(|p| p > 0 && p <= size)
+                        && below(&x.argument, small, false)
+                        && extended(&x.argument)
+                        && below(&x.accumulator, glwe, false)
+                        && x.argument.len() == x.accumulator.len()
+                        && terms == Some(x.argument.len())
+                        && x.terms.len() * slots == x.dst.len as usize
                         && tables_ok(&x.table_of, x.argument.len(), x.tables.len(), entries)
                         && extend(&mut lwe, &x.dst).is_some()
                 }

@@ -4,7 +4,7 @@
 //!
 //! * **lwe**: LWE ciphertexts under the big key, one real value each;
 //! * **small**: keyswitched LWE ciphertexts under the small key, ready for a blind rotation;
-//! * **glwe**: packed ciphertexts, the encrypted accumulators of [`Instruction::LutProduct`].
+//! * **glwe**: packed ciphertexts, the encrypted accumulators of [`Instruction::LutProduct`] and factors of [`Instruction::ExternalProduct`].
 //!
 //! An instruction writes one contiguous [`Block`] and gathers its operands by address, so that
 //! reshapes, transposes, slices and concatenations cost nothing and have no instruction. Addresses
@@ -12,7 +12,7 @@
 //!
 //! **Phases.** The phase of an element is its plaintext on the torus, in units of 2^-64. A look-up
 //! argument must have its phase in [0, N/2N) (`Pbs`) or in [0, B/2N) (`LutProduct` with boxes of B
-//! positions). With the centred modulus switch, table entry `j` answers phases in [j, j+1)/2N.
+//! positions, `ExternalProduct` with B = N/4). With the centred modulus switch, table entry `j` answers phases in [j, j+1)/2N.
 //!
 //! **Extension.** A rotation of extension ν turns a polynomial of 2^ν·N coefficients, which lies in 2^ν GLWEs of the ring's own N, by a multiple of
 //! 1/(2·2^ν·N) of the torus: the modulus switch is finer by ν bits, tables have 2^ν entries for every position, and keys stay the same (extended
@@ -173,6 +173,40 @@ impl LutProduct {
     }
 }
 
+/// Sums of products: `dst[o·m + j] = Σ_t P_t[position of x_t]·y_{t,j}`, over the `terms[o]` next terms t, where `x_t = small[argument[t]]` and `y_{t,j}` is slot j of
+/// `glwe[accumulator[t]]`, by the external product of `y_t` with a GGSW of `P_t(x_t)`; see [`external`](crate::external). One blind rotation a term, whatever m is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExternalProduct {
+    /// Output block in lwe memory, m elements for each sum.
+    pub dst: Block,
+    /// m: slots that are read.
+    pub slots: u32,
+    /// Positions between slots, equal to the stride of the packs.
+    pub stride: u32,
+    /// Terms of each sum.
+    #[serde(skip)]
+    pub terms: Vec<u32>,
+    /// Address in small memory of each term's argument.
+    #[serde(skip)]
+    pub argument: Vec<u32>,
+    /// Address in glwe memory of each term's other factor.
+    #[serde(skip)]
+    pub accumulator: Vec<u32>,
+    /// Table of each term.
+    #[serde(skip)]
+    pub table_of: Vec<u32>,
+    /// Integer tables of [`entries`](crate::external::entries) each: arguments lie in the first part of the half torus.
+    #[serde(skip)]
+    pub tables: Vec<i32>,
+}
+
+impl ExternalProduct {
+    /// The sum that each term adds to.
+    pub fn sum_of(&self) -> impl Iterator<Item = u32> + '_ {
+        self.terms.iter().zip(0..).flat_map(|(&n, sum)| std::iter::repeat_n(sum, n as usize))
+    }
+}
+
 /// One step of a circuit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
@@ -187,6 +221,8 @@ pub enum Instruction {
     Pack(Pack),
     /// See [`LutProduct`].
     LutProduct(LutProduct),
+    /// See [`ExternalProduct`].
+    ExternalProduct(ExternalProduct),
 }
 
 impl Instruction {
@@ -199,6 +235,7 @@ impl Instruction {
             Self::Pbs(_) => "pbs",
             Self::Pack(_) => "pack",
             Self::LutProduct(_) => "lut_product",
+            Self::ExternalProduct(_) => "external_product",
         }
     }
 
@@ -209,7 +246,7 @@ impl Instruction {
             Self::Keyswitch(x) => x.extension,
             Self::Pbs(x) => x.extension,
             Self::LutProduct(x) => x.extension,
-            Self::Linear(_) | Self::Pack(_) => 0,
+            Self::Linear(_) | Self::Pack(_) | Self::ExternalProduct(_) => 0,
         }
     }
 
@@ -225,6 +262,7 @@ impl Instruction {
         match self {
             Self::Pbs(x) => polynomial_size << x.extension,
             Self::LutProduct(x) => x.entries(),
+            Self::ExternalProduct(_) => crate::external::entries(polynomial_size),
             Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
@@ -235,6 +273,7 @@ impl Instruction {
         match self {
             Self::Pbs(pbs) => pbs.argument.len() as u64,
             Self::LutProduct(product) => product.argument.len() as u64,
+            Self::ExternalProduct(product) => product.argument.len() as u64,
             Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
@@ -244,7 +283,11 @@ impl Instruction {
     pub fn pack_count(&self) -> u64 {
         match self {
             Self::Pack(pack) => pack.gather.iter().filter(|&&a| a != ABSENT).count() as u64,
-            Self::Linear(_) | Self::Keyswitch(_) | Self::Pbs(_) | Self::LutProduct(_) => 0,
+            Self::Linear(_)
+            | Self::Keyswitch(_)
+            | Self::Pbs(_)
+            | Self::LutProduct(_)
+            | Self::ExternalProduct(_) => 0,
         }
     }
 
@@ -253,7 +296,7 @@ impl Instruction {
     pub fn keyswitch_count(&self) -> u64 {
         match self {
             Self::Keyswitch(ks) => ks.gather.len() as u64,
-            Self::Linear(_) | Self::Pack(_) | Self::Pbs(_) | Self::LutProduct(_) => 0,
+            Self::Linear(_) | Self::Pack(_) | Self::Pbs(_) | Self::LutProduct(_) | Self::ExternalProduct(_) => 0,
         }
     }
 
@@ -373,7 +416,7 @@ impl Circuit {
             });
             let layer = &mut layers[index];
             match instruction {
-                Instruction::LutProduct(_) => layer.products += instruction.pbs_count(),
+                Instruction::LutProduct(_) | Instruction::ExternalProduct(_) => layer.products += instruction.pbs_count(),
                 _ => layer.pbs += instruction.pbs_count(),
             }
             layer.packs += instruction.pack_count();

@@ -10,6 +10,7 @@
 pub mod bundle;
 pub mod clear;
 pub mod error;
+pub mod external;
 pub mod file;
 pub mod instruction;
 pub mod interface;

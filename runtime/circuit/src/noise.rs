@@ -3,22 +3,24 @@
 //! All figures are standard deviations or variances *relative to the torus* (the torus has length 1).
 //! The formulas are those of `tfhe::core_crypto::commons::noise_formulas` (generated from the
 //! analysis of Bergerat et al., "Parameter Optimization & Larger Precision for (T)FHE", J. Cryptology
-//! 2023), composed, but for one: blind rotations that take two key bits at once are none of tfhe's (see [`bootstrap`]). So:
+//! 2023), composed, but for one: blind rotations that take two key bits at once are none of tfhe's (see `bootstrap`). So:
 //!
 //! * a look-up's *argument* carries keyswitch and modulus-switch noise (`argument`);
 //! * its *output* carries blind-rotation noise (`bootstrap`), whatever the input's noise was;
 //! * a packed slot carries the input's noise and packing noise (`packing_slot`), and every other
 //!   coefficient of the GLWE packing noise alone;
 //! * a `lut_product` with table P adds, to each product, `|P(x)|·ε_y` from the packed operand,
-//!   `σ_pack·√m·‖P‖₂` from the coefficients between the slots, and a fresh `bootstrap`.
+//!   `σ_pack·√m·‖P‖₂` from the coefficients between the slots, and a fresh `bootstrap`;
+//! * an `external_product` adds, for each product, `|P(x)|·ε_y`, `external` and `P(x)²·external_rounding`.
 
 use tfhe::core_crypto::commons::noise_formulas::centered_mean_shifted_modulus_switch::centered_binary_shifted_modulus_switch_additive_variance;
 use tfhe::core_crypto::commons::noise_formulas::lwe_keyswitch::keyswitch_additive_variance_132_bits_security_gaussian;
 use tfhe::core_crypto::commons::noise_formulas::lwe_packing_keyswitch::packing_keyswitch_additive_variance_132_bits_security_gaussian;
 use tfhe::core_crypto::commons::noise_formulas::lwe_programmable_bootstrap::pbs_variance_132_bits_security_gaussian_fft_mul;
 
+use crate::external::{GADGET, SQUARE, TRACE};
 use crate::instruction::MAX_EXTENSION;
-use crate::params::{MODULUS_F64, Parameters};
+use crate::params::{Decomposition, MODULUS_F64, Parameters};
 
 /// Mantissa bits of the floating-point FFT that the blind rotation uses.
 const FFT_MANTISSA_BITS: f64 = 53.0;
@@ -36,6 +38,10 @@ pub struct NoiseModel {
     pub bootstrap: f64,
     /// Added by packing one LWE into a GLWE, on every coefficient.
     pub packing: f64,
+    /// Added by the external product with a GGSW that was looked up: what the noise of its rows becomes.
+    pub external: f64,
+    /// Added by the same for every unit of the square of what it multiplies by: the rounding of the gadget.
+    pub external_rounding: f64,
 }
 
 impl NoiseModel {
@@ -73,6 +79,8 @@ impl NoiseModel {
                 MODULUS_F64,
             )
             .0,
+            external: external(parameters),
+            external_rounding: rounding_of(GADGET, 1.0 + big.0 as f64 / 2.0),
         }
     }
 
@@ -97,6 +105,8 @@ impl NoiseModel {
             modulus_switch: [0.0; MAX_EXTENSION as usize + 1],
             bootstrap: 0.0,
             packing: 0.0,
+            external: 0.0,
+            external_rounding: 0.0,
         }
     }
 }
@@ -134,6 +144,38 @@ fn bootstrap(p: &Parameters) -> f64 {
     4.0 * key + 1.5 * decomposition + ROUNDING_OF_PAIRS * transform
 }
 
+/// Variance that an external product adds with a GGSW made by [`external`](crate::external), whatever it multiplies by.
+///
+/// For each level of the gadget, row b encrypts the message with an error e and row a the message times −s with the error −s·e + e′; e has the rotation's noise
+/// and the trace's in its constant coefficient, and the trace's in all others. The digits of b − a·s multiply e, those of a multiply e′:
+/// `ℓ·(B²/12)·((1 + N/2)·(ε² + τ₀² + Σ τ²) + N·κ²)` (Wang et al., EUROCRYPT 2024, section 4). What stage i of the trace adds, of variance η², the later ones
+/// double in the constant coefficient: τ₀² = Σ_i 4^(log N − i)·η² ≈ N²η²/3. In others they clear it or add to it what is independent of it: those that stage v
+/// clears have ≈ (N/2^(v − 1))·η² in the end, in all Σ τ² ≈ 2N²η²/3.
+fn external(p: &Parameters) -> f64 {
+    let size = p.polynomial_size.0 as f64;
+    let key = p.big_noise().0;
+    let stage = switch(TRACE, key, size, size / 2.0);
+    // ‖s²‖² of a uniform binary key: its coefficients run linearly from −N/4 to N/4, give or take their own deviation.
+    let square = switch(SQUARE, key, size, size.powi(3) / 48.0 + size * size / 4.0);
+    let rows = bootstrap(p) + size * size * stage;
+    GADGET.level.0 as f64 * digit(GADGET) * ((1.0 + size / 2.0) * rows + size * square)
+}
+
+/// Mean square of a digit.
+fn digit(d: Decomposition) -> f64 {
+    (2.0 * d.base_log.0 as f64).exp2() / 12.0
+}
+
+/// Variance of the rounding error of a decomposition, times what multiplies it.
+fn rounding_of(d: Decomposition, norm: f64) -> f64 {
+    (-2.0 * (d.base_log.0 * d.level.0) as f64).exp2() / 12.0 * norm
+}
+
+/// Variance that a keyswitch of a polynomial from a key of this square norm adds.
+fn switch(d: Decomposition, key: f64, size: f64, norm: f64) -> f64 {
+    d.level.0 as f64 * size * digit(d) * key + rounding_of(d, norm)
+}
+
 /// What the transform of a pair of bits adds, over what those of two single bits add.
 const ROUNDING_OF_PAIRS: f64 = 6.5;
 
@@ -149,7 +191,6 @@ fn decomposition_rounding(p: &Parameters) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Decomposition;
 
     #[test]
     fn standard_parameters_have_the_measured_noise() {

@@ -17,6 +17,7 @@ use tfhe::core_crypto::prelude::{
 };
 
 use crate::error::{CircuitError, Result};
+use crate::external::key_rows;
 use crate::security;
 
 /// 2^64 as a float, the modulus that the noise formulas take.
@@ -43,7 +44,7 @@ pub struct Decomposition {
 impl Decomposition {
     /// A decomposition in `level` digits of `base_log` bits.
     #[must_use]
-    pub fn new(base_log: usize, level: usize) -> Self {
+    pub const fn new(base_log: usize, level: usize) -> Self {
         Self { base_log: DecompositionBaseLog(base_log), level: DecompositionLevelCount(level) }
     }
 }
@@ -55,7 +56,7 @@ impl fmt::Display for Decomposition {
 }
 
 /// One set of TFHE parameters. As text, `n=850,k=1,N=2048,ks=3x5,bs=15x2,pk=12x3,gf=2`: dimensions, then log2 of the base and the levels of
-/// keyswitch, bootstrap and packing, then the grouping factor, which is 1 where it is not said.
+/// keyswitch, bootstrap and packing, then the grouping factor, which is 1 where it is not said, and `ex=1` where there is a conversion key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parameters {
     /// n: dimension of the small key.
@@ -73,6 +74,9 @@ pub struct Parameters {
     /// Bits of the small key that a blind rotation takes at once: 1 or 2. With 2, the bootstrap key has their products besides.
     #[serde(default = "one_by_one", skip_serializing_if = "is_one_by_one")]
     pub grouping_factor: LweBskGroupingFactor,
+    /// Whether there is a [conversion key](crate::external), for products by external products.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub external: bool,
 }
 
 fn one_by_one() -> LweBskGroupingFactor {
@@ -99,7 +103,14 @@ impl Parameters {
             bootstrap: Decomposition::new(15, 2),
             packing: Decomposition::new(12, 3),
             grouping_factor: LweBskGroupingFactor(2),
+            external: false,
         }
+    }
+
+    /// The same set with a conversion key, or without one.
+    #[must_use]
+    pub fn with_external(self, external: bool) -> Self {
+        Self { external, ..self }
     }
 
     /// The same set with so many key bits taken at once.
@@ -187,14 +198,16 @@ impl Parameters {
         if self.grouping_factor.0 == 2 { n + n / 2 } else { n }
     }
 
-    /// Words of the seeded keyswitch, bootstrap and packing keys.
+    /// Words of the seeded keyswitch, bootstrap, packing and conversion keys.
     #[must_use]
-    pub fn key_words(&self) -> [usize; 3] {
+    pub fn key_words(&self) -> [usize; 4] {
         let (big, glwe) = (self.big_lwe_dimension().0, self.glwe_words());
+        let size = self.polynomial_size.0;
         [
             big * self.keyswitch.level.0,
             self.bootstrap_key_bits() * self.bootstrap.level.0 * glwe,
-            big * self.packing.level.0 * self.polynomial_size.0,
+            big * self.packing.level.0 * size,
+            if self.external { key_rows(size) * size } else { 0 },
         ]
     }
 
@@ -232,6 +245,9 @@ impl Parameters {
                 self.grouping_factor.0
             ));
         }
+        if self.external && k != 1 {
+            return refuse(format!("external products with GLWE dimension {k}: they are made with 1"));
+        }
         match self.key_words().iter().sum::<usize>() {
             words if words > MAX_KEY_WORDS => refuse(format!(
                 "evaluation keys of {words} words, more than {MAX_KEY_WORDS}: the decompositions have too many levels"
@@ -245,17 +261,17 @@ impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, k, size) = (self.lwe_dimension.0, self.glwe_dimension.0, self.polynomial_size.0);
         write!(f, "n={n},k={k},N={size},ks={},bs={},pk={}", self.keyswitch, self.bootstrap, self.packing)?;
-        match self.grouping_factor.0 {
-            1 => Ok(()),
-            factor => write!(f, ",gf={factor}"),
+        if self.grouping_factor.0 != 1 {
+            write!(f, ",gf={}", self.grouping_factor.0)?;
         }
+        if self.external { write!(f, ",ex=1") } else { Ok(()) }
     }
 }
 
 impl FromStr for Parameters {
     type Err = CircuitError;
 
-    /// Reads what `Display` writes: its parts, in any order; only the last may be missing. Does not [`check`](Self::check).
+    /// Reads what `Display` writes: its parts, in any order; only the last two may be missing. Does not [`check`](Self::check).
     fn from_str(text: &str) -> Result<Self> {
         let wrong =
             || CircuitError::Parameters(format!("`{text}` is no parameter set: write it like `{}`", Self::standard()));
@@ -271,8 +287,12 @@ impl FromStr for Parameters {
             let (base, level) = one(name)?.split_once('x').ok_or_else(wrong)?;
             Ok(Decomposition::new(number(base)?, number(level)?))
         };
-        let grouped = parts.iter().any(|(n, _)| *n == "gf");
-        if parts.len() != 6 + usize::from(grouped) {
+        let said = |name: &str| parts.iter().any(|(n, _)| *n == name);
+        let (grouped, external) = (said("gf"), said("ex"));
+        if parts.len() != 6 + usize::from(grouped) + usize::from(external) {
+            return Err(wrong());
+        }
+        if external && one("ex")? != "1" {
             return Err(wrong());
         }
         Ok(Self {
@@ -283,6 +303,7 @@ impl FromStr for Parameters {
             bootstrap: decomposition("bs")?,
             packing: decomposition("pk")?,
             grouping_factor: LweBskGroupingFactor(if grouped { dimension("gf")? } else { 1 }),
+            external,
         })
     }
 }

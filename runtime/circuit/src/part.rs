@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::instruction::{Block, Instruction, Keyswitch, Linear, LutProduct, Pack, Pbs};
+use crate::instruction::{Block, ExternalProduct, Instruction, Keyswitch, Linear, LutProduct, Pack, Pbs};
 
 fn sub_block(block: &Block, elements: usize, units: &Range<usize>) -> Block {
     Block { start: block.start + (units.start * elements) as u32, len: (units.len() * elements) as u32 }
@@ -37,6 +37,7 @@ impl Instruction {
             Self::Pbs(x) => &x.dst,
             Self::Pack(x) => &x.dst,
             Self::LutProduct(x) => &x.dst,
+            Self::ExternalProduct(x) => &x.dst,
         }
     }
 
@@ -49,6 +50,7 @@ impl Instruction {
             Self::Pbs(x) => x.argument.len(),
             Self::Pack(x) => x.dst.len as usize,
             Self::LutProduct(x) => x.argument.len(),
+            Self::ExternalProduct(x) => x.terms.len(),
         }
     }
 
@@ -58,7 +60,18 @@ impl Instruction {
         match self {
             Self::Linear(x) => x.outputs as usize,
             Self::LutProduct(x) => x.slots as usize,
+            Self::ExternalProduct(x) => x.slots as usize,
             Self::Keyswitch(_) | Self::Pbs(_) | Self::Pack(_) => 1,
+        }
+    }
+
+    /// Blind rotations of its first units.
+    #[must_use]
+    pub fn rotations_before(&self, units: usize) -> u64 {
+        match self {
+            Self::Pbs(_) | Self::LutProduct(_) => units as u64,
+            Self::ExternalProduct(x) => x.terms.iter().take(units).map(|&n| u64::from(n)).sum(),
+            Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
 
@@ -84,6 +97,7 @@ impl Instruction {
                 Self::Pack(Pack { dst, slots: x.slots, stride: x.stride, gather })
             }
             Self::LutProduct(x) => Self::LutProduct(x.part(units)),
+            Self::ExternalProduct(x) => Self::ExternalProduct(x.part(units, polynomial_size)),
         }
     }
 }
@@ -114,6 +128,28 @@ impl LutProduct {
             extension: self.extension,
             argument: self.argument[rotations.clone()].to_vec(),
             accumulator: self.accumulator[rotations].to_vec(),
+            table_of,
+            tables,
+        }
+    }
+}
+
+impl ExternalProduct {
+    /// Some of the sums, with the tables that they use.
+    #[must_use]
+    pub fn part(&self, sums: Range<usize>, polynomial_size: usize) -> Self {
+        let count = |terms: &[u32]| terms.iter().map(|&n| n as usize).sum::<usize>();
+        let start = count(&self.terms[..sums.start]);
+        let terms = start..start + count(&self.terms[sums.clone()]);
+        let entries = crate::external::entries(polynomial_size);
+        let (table_of, tables) = used(&self.table_of[terms.clone()], &self.tables, entries);
+        Self {
+            dst: sub_block(&self.dst, self.slots as usize, &sums),
+            slots: self.slots,
+            stride: self.stride,
+            terms: self.terms[sums].to_vec(),
+            argument: self.argument[terms.clone()].to_vec(),
+            accumulator: self.accumulator[terms].to_vec(),
             table_of,
             tables,
         }

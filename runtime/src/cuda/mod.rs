@@ -22,7 +22,7 @@ use thex_circuit::instruction::Linear;
 use thex_circuit::{Circuit, Parameters};
 
 use crate::error::Result;
-use crate::executor::{Backend, Ciphertext, Done, Liveness, LookUps, Products};
+use crate::executor::{Backend, Ciphertext, Done, ExternalProducts, Liveness, LookUps, Products};
 use crate::keys::ServerKey;
 use crate::progress::Progress;
 use device::{Buffer, Stream};
@@ -122,6 +122,14 @@ impl Backend for CudaBackend {
 
     fn largest_extension(&self) -> u32 {
         0
+    }
+
+    fn has_external_products(&self) -> bool {
+        false
+    }
+
+    fn external_product(&self, _: &ExternalProducts<'_>, _: &mut [u64], _: Done<'_>) -> Result<()> {
+        Err(resident::no_external_products())
     }
 
     fn pbs(&self, look_ups: &LookUps<'_>, out: &mut [u64], done: Done<'_>) -> Result<()> {

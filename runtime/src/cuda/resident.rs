@@ -146,8 +146,14 @@ fn step(
         Instruction::Pbs(x) => pbs(operations, x, state, out, progress)?,
         Instruction::Pack(x) => pack(operations, x, state, out)?,
         Instruction::LutProduct(x) => return lut_product(operations, x, state, out, progress),
+        Instruction::ExternalProduct(_) => return Err(no_external_products()),
     }
     Ok(Layout::ROWS)
+}
+
+/// The executor refuses such circuits before they get here.
+pub(super) fn no_external_products() -> RuntimeError {
+    RuntimeError::Internal("external products on a GPU".into())
 }
 
 fn pbs(operations: &Operations, x: &Pbs, state: &State, out: u64, progress: &dyn Progress) -> Result<()> {

@@ -5,6 +5,7 @@
 //! and give bit for bit what tfhe's functions give. The blind rotation is tfhe's for key bits one by one, and ours for pairs of them, on
 //! tfhe's transforms.
 
+pub(crate) mod external;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 mod pairs;

@@ -144,7 +144,7 @@ impl<'a> Transform<'a> {
     }
 }
 
-fn aligned<T: Copy>(length: usize, value: T) -> AVec<T> {
+pub(super) fn aligned<T: Copy>(length: usize, value: T) -> AVec<T> {
     AVec::from_iter(CACHELINE_ALIGN, std::iter::repeat_n(value, length))
 }
 
@@ -382,10 +382,10 @@ impl WithSimd for LaneSum<'_> {
 }
 
 /// Signed digits of the words of a polynomial, as [`SignedDecomposer`] gives them: a polynomial for each level, the least significant first.
-struct Digits<'a> {
-    words: &'a [u64],
-    decomposition: Decomposition,
-    out: &'a mut [u64],
+pub(super) struct Digits<'a> {
+    pub(super) words: &'a [u64],
+    pub(super) decomposition: Decomposition,
+    pub(super) out: &'a mut [u64],
 }
 
 /// Words that are decomposed together.

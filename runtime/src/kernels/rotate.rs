@@ -149,20 +149,26 @@ pub(super) fn source_of(to: usize, degree: usize, extension: u32) -> (usize, Mon
 }
 
 impl Rotator<'_> {
+    /// Rotates accumulators by arguments.
+    pub(super) fn turn(&self, accumulators: &mut [u64], arguments: &[&[u64]], extension: u32) {
+        let p = &self.parameters;
+        let switched: Vec<Switched> = arguments.iter().map(|a| Switched::new(a, p, extension)).collect();
+        match self.key {
+            BootstrapKey::Single(key) if extension == 0 => self.rotate(key, accumulators, &switched),
+            BootstrapKey::Single(key) => self.rotate_lanes(key, accumulators, &switched, extension),
+            BootstrapKey::Paired(key) => {
+                self.turn_by_bodies(accumulators, &switched, extension);
+                let masks: Vec<&[usize]> = switched.iter().map(|s| s.mask.as_slice()).collect();
+                let rotator = PairRotator { key, fft: self.fft, decomposition: p.bootstrap };
+                rotator.rotate(accumulators, &masks, extension);
+            }
+        }
+    }
+
     /// Rotates accumulators by arguments, and extracts samples of each.
     fn batch(&self, accumulators: &mut [u64], arguments: &[&[u64]], shape: Shape, out: &mut [u64]) {
         let p = &self.parameters;
-        let switched: Vec<Switched> = arguments.iter().map(|a| Switched::new(a, p, shape.extension)).collect();
-        match self.key {
-            BootstrapKey::Single(key) if shape.extension == 0 => self.rotate(key, accumulators, &switched),
-            BootstrapKey::Single(key) => self.rotate_lanes(key, accumulators, &switched, shape.extension),
-            BootstrapKey::Paired(key) => {
-                self.turn_by_bodies(accumulators, &switched, shape.extension);
-                let masks: Vec<&[usize]> = switched.iter().map(|s| s.mask.as_slice()).collect();
-                let rotator = PairRotator { key, fft: self.fft, decomposition: p.bootstrap };
-                rotator.rotate(accumulators, &masks, shape.extension);
-            }
-        }
+        self.turn(accumulators, arguments, shape.extension);
         // Degrees of the large ring that are multiples of 2^ν are all in lane 0.
         let words = p.glwe_words() << shape.extension;
         let outputs = out.chunks_exact_mut(shape.degrees.count * p.big_lwe_size());
@@ -258,7 +264,7 @@ impl Rotator<'_> {
     }
 }
 
-fn extract(glwe: &[u64], degrees: Degrees, out: &mut [u64], p: &Parameters) {
+pub(super) fn extract(glwe: &[u64], degrees: Degrees, out: &mut [u64], p: &Parameters) {
     let glwe = GlweCiphertext::from_container(glwe, p.polynomial_size, p.ciphertext_modulus());
     for (j, lwe) in out.chunks_exact_mut(p.big_lwe_size()).enumerate() {
         let mut lwe = LweCiphertext::from_container(lwe, p.ciphertext_modulus());

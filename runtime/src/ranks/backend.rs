@@ -14,7 +14,7 @@ use super::samples::{Layout, Samples};
 use super::split::{by_cost, equal, rounds};
 use super::{Arrival, Exchange};
 use crate::error::Result;
-use crate::executor::{Backend, Ciphertext, Done, LookUps, Products};
+use crate::executor::{Backend, Ciphertext, Done, ExternalProducts, LookUps, Products};
 use crate::kernels::rotate::batch_of;
 use crate::kernels::switch;
 
@@ -23,7 +23,7 @@ use crate::kernels::switch;
 pub enum Kind {
     /// Results of look-ups.
     Pbs,
-    /// Results of products.
+    /// Results of products, external ones too.
     LutProduct,
     /// Keyswitched ciphertexts.
     Keyswitch,
@@ -152,7 +152,7 @@ impl<'a> RankedBackend<'a> {
         let whole = batch.layout.whole();
         batch.layout.expand(&words, &mut out[round.units.start * whole..round.units.end * whole]);
         if matches!(batch.kind, Kind::Pbs | Kind::LutProduct) {
-            done(round.units.len() as u64);
+            done(batch.before[round.units.end] - batch.before[round.units.start]);
         }
         Ok(())
     }
@@ -165,6 +165,10 @@ impl Backend for RankedBackend<'_> {
 
     fn largest_extension(&self) -> u32 {
         self.inner.largest_extension()
+    }
+
+    fn has_external_products(&self) -> bool {
+        self.inner.has_external_products()
     }
 
     fn threads(&self) -> usize {
@@ -215,6 +219,25 @@ impl Backend for RankedBackend<'_> {
             let accumulators = products.accumulators[units].to_vec();
             self.inner.lut_product(&Products { arguments, accumulators, instruction }, out, &|_| ())
         };
+        self.share(&batch, out, compute, done)
+    }
+
+    fn external_product(&self, products: &ExternalProducts<'_>, out: &mut [u64], done: Done<'_>) -> Result<()> {
+        let x = products.instruction;
+        let size = self.parameters().polynomial_size.0;
+        let layout = Layout::Samples(Samples::new(x.slots as usize, x.stride as usize, self.parameters()));
+        let mut before = vec![0];
+        before.extend(x.terms.iter().scan(0, |sum, &n| {
+            *sum += u64::from(n);
+            Some(*sum)
+        }));
+        let compute = |units: Range<usize>, out: &mut [u64]| {
+            let terms = before[units.start] as usize..before[units.end] as usize;
+            let instruction = &x.part(units, size);
+            let (arguments, glwes) = (products.arguments[terms.clone()].to_vec(), products.glwes[terms].to_vec());
+            self.inner.external_product(&ExternalProducts { arguments, glwes, instruction }, out, &|_| ())
+        };
+        let batch = Batch { kind: Kind::LutProduct, extension: 0, layout, before: before.clone() };
         self.share(&batch, out, compute, done)
     }
 

@@ -96,6 +96,10 @@ impl Step {
                 let samples = Samples::new(l.slots as usize, l.stride as usize, p);
                 (Kind::LutProduct, x.pbs_count(), Layout::Samples(samples))
             }
+            Instruction::ExternalProduct(l) => {
+                let samples = Samples::new(l.slots as usize, l.stride as usize, p);
+                (Kind::LutProduct, x.pbs_count(), Layout::Samples(samples))
+            }
         };
         Some(Self { kind, extension: x.extension(), count, bytes: (x.units() * layout.sent() * 8) as u64 })
     }

@@ -217,3 +217,70 @@ fn the_exact_interval_covers() {
     let (low, high) = clopper_pearson(100, 50);
     assert!((0.285..0.286).contains(&low) && (low + high - 1.0).abs() < 1e-9, "{low} {high}");
 }
+
+/// Errors of sums of external products under fresh keys of these parameters, and what is modelled of them.
+fn external_errors(p: Parameters, sums: usize, terms: usize) -> (Vec<f64>, f64) {
+    use thex_circuit::instruction::{Block, ExternalProduct};
+    let bundle = ClientBundle { parameters: p.with_external(true), ..bundle() };
+    let (client, server) = keys::generate(&bundle, None).unwrap();
+    let backend = CpuBackend::new(server.expand());
+    let (size, slots, entries) = (p.polynomial_size.0, 5, p.polynomial_size.0 / 4);
+    // P(x) = 16·(j/64) − 64: wide steps, so that the argument's noise changes nothing.
+    let table: Vec<i32> = (0..entries).map(|j| 16 * (j / 64) as i32 - 64).collect();
+    let count = sums * terms;
+    let step = |t: usize| t * 7 % 8;
+    let arguments: Vec<u64> = (0..count).map(|t| torus((64 * step(t) + 32) as f64 / (2 * size) as f64)).collect();
+    let mut small = vec![0; count * p.lwe_dimension.to_lwe_size().0];
+    backend.keyswitch(&views(&encrypt_under(&client, &arguments)), &mut small).unwrap();
+    let value = |t: usize, j: usize| (1 + (3 * t + j) % 11) as f64 / 65536.0;
+    let values: Vec<u64> = (0..terms).flat_map(|t| (0..slots).map(move |j| torus(value(t, j)))).collect();
+    let lwes = encrypt_under(&client, &values);
+    let stride = size / slots;
+    let mut glwes = vec![0; terms * p.glwe_words()];
+    let inputs: Vec<Option<&[u64]>> = lwes.iter().map(|lwe| Some(lwe.as_slice())).collect();
+    backend.pack(&inputs, slots, stride, &mut glwes).unwrap();
+    let instruction = ExternalProduct {
+        dst: Block { start: 0, len: (sums * slots) as u32 },
+        slots: slots as u32,
+        stride: stride as u32,
+        terms: vec![terms as u32; sums],
+        argument: (0..count as u32).collect(),
+        accumulator: (0..count).map(|t| (t % terms) as u32).collect(),
+        table_of: vec![0; count],
+        tables: table.clone(),
+    };
+    let products = ExternalProducts {
+        arguments: small.chunks(p.lwe_dimension.to_lwe_size().0).collect(),
+        glwes: (0..count).map(|t| &glwes[t % terms * p.glwe_words()..(t % terms + 1) * p.glwe_words()]).collect(),
+        instruction: &instruction,
+    };
+    let mut out = vec![0; sums * slots * p.big_lwe_size()];
+    backend.external_product(&products, &mut out, &|_| ()).unwrap();
+    let factor = |t: usize| f64::from(table[64 * step(t) + 32]);
+    let errors = client::phases(&client, &out)
+        .into_iter()
+        .enumerate()
+        .map(|(i, y)| {
+            let (sum, slot) = (i / slots, i % slots);
+            let exact: f64 = (0..terms).map(|t| factor(sum * terms + t) * value(t, slot)).sum();
+            turns(y.wrapping_sub(torus(exact)))
+        })
+        .collect();
+    let noise = NoiseModel::new(&p);
+    let of_term = |t: usize| {
+        let packed = noise.fresh + slots as f64 * noise.packing;
+        noise.external + factor(t).powi(2) * (packed + noise.external_rounding)
+    };
+    (errors, (0..count).map(of_term).sum::<f64>() / sums as f64)
+}
+
+#[test]
+fn external_products_have_the_modelled_noise() {
+    for (bootstrap, grouping) in [("15x2", 2), ("12x3", 2), ("9x4", 2), ("15x2", 1)] {
+        let text = format!("n=850,k=1,N=2048,ks=3x5,bs={bootstrap},pk=12x3,gf={grouping}");
+        let (errors, modelled) = external_errors(text.parse().unwrap(), 24, 8);
+        println!("2^{:.2}", 0.5 * modelled.log2());
+        let ratio = ratio(&format!("external, gf={grouping} bs={bootstrap}"), &errors, modelled);
+        assert!((0.4..1.6).contains(&ratio), "{text}: {ratio}");
+    }
+}

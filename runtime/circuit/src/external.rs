@@ -1,0 +1,34 @@
+//! Products by external products: what compiler, keys and kernels must agree on.
+//!
+//! A GGSW of f(x) is made of one blind rotation by x (Wang et al., "Circuit Bootstrapping: Faster and Smaller", EUROCRYPT 2024), and multiplies GLWEs of as
+//! many values as there are. Its noise is modelled in [`NoiseModel`](crate::NoiseModel). The decompositions are constants: they were chosen so that what the
+//! conversion adds lies below what the rotation's own noise becomes, for tables of up to 8 bits.
+
+use crate::params::Decomposition;
+
+/// The gadget of the GGSWs. Its levels are looked up in one rotation, so arguments keep this part of the half torus: 1/4.
+pub const GADGET: Decomposition = Decomposition::new(6, 4);
+
+/// The keyswitches of the trace.
+pub const TRACE: Decomposition = Decomposition::new(4, 11);
+
+/// The keyswitch from the key's square.
+pub const SQUARE: Decomposition = Decomposition::new(7, 6);
+
+/// Entries of a table, and positions of an argument's domain, in a ring of this size.
+#[must_use]
+pub const fn entries(polynomial_size: usize) -> usize {
+    polynomial_size / GADGET.level.0
+}
+
+/// The power g of the automorphism X → X^g of this stage of the trace, counted from 0: N + 1, N/2 + 1, … 3.
+#[must_use]
+pub const fn automorphism_of(stage: usize, polynomial_size: usize) -> usize {
+    (polynomial_size >> stage) + 1
+}
+
+/// GLWEs of the conversion key, in a ring of this size.
+#[must_use]
+pub const fn key_rows(polynomial_size: usize) -> usize {
+    polynomial_size.ilog2() as usize * TRACE.level.0 + SQUARE.level.0
+}
