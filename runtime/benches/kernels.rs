@@ -36,6 +36,7 @@ fn kernels(c: &mut Criterion) {
     measure(c, "pbs", batch, |h| kernels.pbs(batch, 0, h));
     measure(c, "extended pbs", batch / 2, |h| kernels.pbs(batch / 2, 1, h));
     measure(c, "lut_product", batch, |h| kernels.lut_product(batch, h));
+    measure(c, "external_product", batch, |h| kernels.external_product(batch, h));
     for count in [1, 128] {
         measure(c, "keyswitch", count, |h| kernels.keyswitch(count, h));
     }

@@ -50,7 +50,7 @@ impl BenchArgs {
 /// All instructions of one kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KindRow {
-    /// `pbs`, `lut_product`, `keyswitch`, `pack`, `linear`.
+    /// `pbs`, `lut_product`, `external_product`, `keyswitch`, `pack`, `linear`.
     pub kind: &'static str,
     /// How many instructions.
     pub instructions: usize,
@@ -77,7 +77,7 @@ pub struct CircuitCost {
     pub pbs_seconds: f64,
     /// The one divided by the other.
     pub over_pbs: f64,
-    /// Part of the time that is blind rotation (`pbs` and `lut_product`), 0 to 1.
+    /// Part of the time that is blind rotation (`pbs`, `lut_product` and `external_product`), 0 to 1.
     pub rotation_share: f64,
     /// Kinds of instructions, the dearest first.
     pub kinds: Vec<KindRow>,
@@ -113,7 +113,7 @@ pub fn rotations_text(pbs: u64, work: u64) -> String {
     }
 }
 
-const KINDS: [&str; 5] = ["pbs", "lut_product", "keyswitch", "pack", "linear"];
+const KINDS: [&str; 6] = ["pbs", "lut_product", "external_product", "keyswitch", "pack", "linear"];
 
 fn units(x: &Instruction) -> u64 {
     x.pbs_count() + x.keyswitch_count() + x.pack_count() + x.multiply_adds()
@@ -139,7 +139,7 @@ impl CircuitCost {
         let pbs_seconds = circuit.rotation_work() as f64 * times.pbs_ns * 1e-9;
         let mut kinds: Vec<KindRow> = KINDS.map(|kind| kind_row(kind, circuit, times, seconds)).into();
         kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        let rotations = kinds.iter().filter(|k| matches!(k.kind, "pbs" | "lut_product"));
+        let rotations = kinds.iter().filter(|k| matches!(k.kind, "pbs" | "lut_product" | "external_product"));
         let memory = Prediction::new(circuit, times.threads);
         Self {
             digest,
@@ -157,12 +157,12 @@ impl CircuitCost {
 
     fn text(&self, times: &KernelTimes) -> String {
         let mut out =
-            format!("\n{:<12} {:>13} {:>15} {:>9} {:>7}\n", "kind", "instructions", "units", "seconds", "share");
-        for k in &self.kinds {
+            format!("\n{:<17} {:>13} {:>15} {:>9} {:>7}\n", "kind", "instructions", "units", "seconds", "share");
+        for k in self.kinds.iter().filter(|k| k.instructions > 0) {
             let share = 100.0 * k.share;
             let _ = writeln!(
                 out,
-                "{:<12} {:>13} {:>15} {:>9.2} {share:>5.1} %",
+                "{:<17} {:>13} {:>15} {:>9.2} {share:>5.1} %",
                 k.kind, k.instructions, k.units, k.seconds
             );
         }

@@ -196,11 +196,12 @@ impl Kernels {
             dst: Block { start: 0, len: (terms.len() * slots) as u32 },
             slots: slots as u32,
             stride: (p.polynomial_size.0 / slots) as u32,
+            rotations: 1,
             terms,
             argument: vec![0; count],
             accumulator: vec![0; count],
             table_of: vec![0; count],
-            tables: vec![5; external::entries(p.polynomial_size.0)],
+            tables: vec![5; external::entries(p.polynomial_size.0, 1)],
         };
         let products = ExternalProducts {
             arguments: views(&self.small, count),
@@ -313,8 +314,10 @@ impl KernelTimes {
     pub fn instruction_ns(&self, instruction: &Instruction) -> f64 {
         let (kind, count) = match instruction {
             Instruction::Linear(_) => return instruction.multiply_adds() as f64 * self.multiply_add_ns,
-            Instruction::ExternalProduct(_) => {
-                return self.rotations(instruction.pbs_count(), self.external_product_ns);
+            Instruction::ExternalProduct(x) => {
+                // The GGSW is made once, however many rotations it takes.
+                let conversion = (self.external_product_ns - self.pbs_ns) / f64::from(x.rotations);
+                return self.rotations(instruction.pbs_count(), self.pbs_ns + conversion);
             }
             Instruction::Pbs(_) => (Kind::Pbs, instruction.pbs_count()),
             Instruction::LutProduct(_) => (Kind::LutProduct, instruction.pbs_count()),

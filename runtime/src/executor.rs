@@ -220,9 +220,11 @@ impl Backend for CpuBackend {
                 glwes.len() as u32 - 1
             }));
         }
-        let entries = external::entries(self.parameters().polynomial_size.0);
+        let rotations = x.rotations as usize;
+        let entries = external::entries(self.parameters().polynomial_size.0, rotations);
         let table = |&t: &u32| &x.tables[t as usize * entries..(t as usize + 1) * entries];
         let sums = Sums {
+            rotations,
             arguments: &products.arguments,
             tables: &x.table_of.iter().map(table).collect::<Vec<_>>(),
             glwes: &glwes,

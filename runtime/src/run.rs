@@ -74,7 +74,7 @@ fn work(instruction: &Instruction) -> f64 {
         Instruction::Pack(x) => f64::from(x.slots),
         Instruction::Keyswitch(_) => 1.0,
         // Rotations of a sum, on average.
-        Instruction::ExternalProduct(x) => x.argument.len() as f64 / x.terms.len().max(1) as f64,
+        Instruction::ExternalProduct(_) => instruction.pbs_count() as f64 / instruction.units().max(1) as f64,
         Instruction::Pbs(_) | Instruction::LutProduct(_) => f64::from(1_u32 << instruction.extension()),
     }
 }

@@ -5,8 +5,10 @@
 //! depends on its seed alone: every instruction draws from its own stream. [`Simulator`] is shared by
 //! threads, one sample to each; a [`Simulation`] can be used again without allocating.
 
+use std::collections::BTreeMap;
+
 use pulp::Arch;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand_distr::{Distribution, StandardNormal};
 use thex_circuit::external;
@@ -91,6 +93,13 @@ impl Noise {
         }
         let normal: f64 = StandardNormal.sample(&mut self.0);
         (normal * deviation * MODULUS_F64) as i64 as u64
+    }
+}
+
+impl Noise {
+    /// A uniform phase.
+    fn anything(&mut self) -> u64 {
+        self.0.next_u64()
     }
 }
 
@@ -295,28 +304,34 @@ impl<'a> Simulator<'a> {
 }
 
 impl Simulator<'_> {
-    /// Every term multiplies all slots by what it looks up, and adds noise to each.
+    /// Every term multiplies all slots by what it looks up, and adds noise to each. What the gadget rounds off a GLWE is the same wherever it is multiplied.
     fn external_product(&self, x: &ExternalProduct, s: &mut Simulation, noise: &mut Noise) {
-        let size = self.circuit.parameters.polynomial_size.0;
-        let (entries, slots) = (external::entries(size), x.slots as usize);
-        let mut term = 0;
-        for &terms in &x.terms {
+        let entries = external::entries(self.circuit.parameters.polynomial_size.0, x.rotations as usize);
+        let slots = x.slots as usize;
+        let rounding = self.noise.external_rounding.sqrt();
+        let mut rounded: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+        let mut terms = x.argument.iter().zip(&x.accumulator).zip(&x.table_of);
+        for &count in &x.terms {
             let mut sums = vec![0_u64; slots];
-            let mut variance = 0.0;
-            for t in term..term + terms as usize {
-                let position = s.positions[x.argument[t] as usize] as usize;
-                // Beyond its part of the half torus an argument meets another level of the gadget: some multiple, which the table's end stands for.
-                let entry = x.tables[x.table_of[t] as usize * entries + position % size % entries];
-                let factor = if position < size { i64::from(entry) } else { -i64::from(entry) };
-                variance += self.noise.external + self.noise.external_rounding * (factor as f64).powi(2);
-                let packed = self.glwes[x.accumulator[t] as usize];
-                let values = &s.slots[packed.offset..packed.offset + packed.slots as usize];
-                for (sum, &y) in sums.iter_mut().zip(values) {
-                    *sum = sum.wrapping_add((factor as u64).wrapping_mul(y));
+            for ((&argument, &glwe), &table) in terms.by_ref().take(count as usize) {
+                let position = s.positions[argument as usize] as usize;
+                if position >= entries {
+                    // The levels of the gadget meet each other's values: what comes out is anything.
+                    sums.iter_mut().for_each(|sum| *sum = sum.wrapping_add(noise.anything()));
+                    continue;
+                }
+                let factor = i64::from(x.tables[table as usize * entries + position]) as u64;
+                let packed = self.glwes[glwe as usize];
+                let values = rounded.entry(glwe).or_insert_with(|| {
+                    let slots = &s.slots[packed.offset..packed.offset + packed.slots as usize];
+                    slots.iter().map(|y| y.wrapping_add(noise.draw(rounding))).collect()
+                });
+                for (sum, y) in sums.iter_mut().zip(values) {
+                    *sum = sum.wrapping_add(factor.wrapping_mul(*y));
                 }
             }
-            term += terms as usize;
-            s.lwe.extend(sums.iter().map(|sum| sum.wrapping_add(noise.draw(variance.sqrt()))));
+            let deviation = (f64::from(count) * self.noise.external).sqrt();
+            s.lwe.extend(sums.iter().map(|sum| sum.wrapping_add(noise.draw(deviation))));
         }
     }
 }

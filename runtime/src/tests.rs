@@ -298,7 +298,7 @@ pub(crate) mod circuits {
     use super::*;
     use crate::progress::Counter;
     use crate::{Executor, Simulation, Simulator};
-    use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, Pack, Pbs, Provenance};
+    use thex_circuit::instruction::{ABSENT, Block, ExternalProduct, Keyswitch, Linear, Pack, Pbs, Provenance};
     use thex_circuit::{Circuit, Instruction};
 
     const N: usize = 2048;
@@ -385,6 +385,34 @@ pub(crate) mod circuits {
         }
     }
 
+    /// The same with sums of external products in place of products by rotation: eight of four terms, and as many samples of each sum.
+    pub(crate) fn summed(rotations: usize) -> Circuit {
+        let mut circuit = all_five();
+        circuit.parameters = circuit.parameters.with_external(true);
+        let entries = STRIDE * rotations;
+        for instruction in &mut circuit.instructions {
+            match instruction {
+                Instruction::Keyswitch(x) if x.dst.start == 8 => x.domain = entries as u32,
+                Instruction::LutProduct(x) => {
+                    *instruction = Instruction::ExternalProduct(ExternalProduct {
+                        dst: x.dst,
+                        slots: x.slots,
+                        stride: x.stride,
+                        rotations: rotations as u32,
+                        // One sum has no term, the others one or two.
+                        terms: vec![1, 2, 0, 1, 1, 1, 1, 1],
+                        argument: std::mem::take(&mut x.argument),
+                        accumulator: std::mem::take(&mut x.accumulator),
+                        table_of: std::mem::take(&mut x.table_of),
+                        tables: (0..entries as i32).map(|e| (e - 256) / 4).collect(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        circuit
+    }
+
     pub(crate) fn inputs() -> Vec<u64> {
         let a = (0..8).map(|i| torus(f64::from(i - 4) / 80.0));
         a.chain((0..4).map(|i| torus(f64::from(i + 1) / 1024.0))).collect()
@@ -431,6 +459,41 @@ pub(crate) mod circuits {
     #[test]
     fn executor_and_simulator_agree_on_extended_rotations() {
         agrees_with_the_simulator(&SHARED.backend, &extended(1));
+    }
+
+    /// A backend with a conversion key, of the same secrets as the shared one.
+    fn external_backend() -> CpuBackend {
+        let bundle = ClientBundle { parameters: Parameters::standard().with_external(true), ..bundle() };
+        let (client, server) = keys::generate(&bundle, Some(1)).unwrap();
+        assert_eq!(client.glwe(), SHARED.client.glwe());
+        CpuBackend::new(server.expand())
+    }
+
+    #[test]
+    fn executor_and_simulator_agree_on_external_products() {
+        let backend = external_backend();
+        for rotations in [1, 2] {
+            agrees_with_the_simulator(&backend, &summed(rotations));
+        }
+    }
+
+    #[test]
+    fn external_products_need_their_key_and_change_no_bit_in_parts() {
+        let circuit = summed(2);
+        assert!(Executor::new(&circuit, &SHARED.backend).err().unwrap().to_string().contains("different parameters"));
+        let backend = external_backend();
+        let lwes = encrypt(&inputs()).concat();
+        let executor = Executor::new(&circuit, &backend).unwrap();
+        let whole = executor.run(&lwes, &Counter::default()).unwrap();
+        let counter = Counter::default();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let part = std::time::Duration::from_nanos(1);
+        let options = crate::RunOptions { stop: Some(&stop), part, ..crate::RunOptions::new(&counter) };
+        let parts = crate::Run::new(&executor, &lwes, options).unwrap().complete().unwrap();
+        assert_eq!(whole, parts);
+        assert_eq!(counter.done(), circuit.pbs_count());
+        let one = crate::calibrate::thread_pool(1).unwrap();
+        assert_eq!(whole, one.install(|| executor.run(&lwes, &Counter::default()).unwrap()));
     }
 
     /// Errors on ciphertexts are those that the noise model predicts.

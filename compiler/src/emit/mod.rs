@@ -8,11 +8,11 @@ mod tables;
 use std::collections::BTreeMap;
 
 use thex_circuit::clear::ClearGraph;
-use thex_circuit::instruction::{ABSENT, Block, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
+use thex_circuit::instruction::{ABSENT, Block, ExternalProduct, Keyswitch, Linear, LutProduct, Pack, Pbs, Provenance};
 use thex_circuit::{
-    Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, NoiseModel, Parameters, Port,
+    Circuit, CircuitInfo, ClientBundle, Encoding, Instruction, Interface, NoiseModel, Parameters, Port, external,
 };
-use thex_ir::he::Domain;
+use thex_ir::he::{Domain, sum_of_products};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
 
 use crate::error::CompileError;
@@ -69,6 +69,8 @@ pub fn emit(graph: &Graph, options: EmitOptions) -> Result<Emitted, CompileError
 /// # Errors
 /// As [`emit`].
 pub(crate) fn circuit(graph: &Graph, parameters: Parameters, info: CircuitInfo) -> Result<Circuit, CompileError> {
+    // A server makes GGSWs with one more key, which other circuits do without.
+    let parameters = parameters.with_external(graph.ids().any(|id| graph.is_external_product(id)));
     let mut emitter = Emitter {
         graph,
         parameters,
@@ -171,7 +173,7 @@ impl Emitter<'_> {
             }
             HeOp::LutProduct { .. } => {
                 let dst = take(&mut self.lwe, len);
-                (dst, Instruction::LutProduct(self.product(id, op, dst)?))
+                (dst, self.product(id, op, dst)?)
             }
         };
         self.base.insert(id, memory.start);
@@ -249,8 +251,8 @@ impl Emitter<'_> {
         })
     }
 
-    fn product(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<LutProduct, CompileError> {
-        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else {
+    fn product(&self, id: NodeId, op: &HeOp, dst: Block) -> Result<Instruction, CompileError> {
+        let HeOp::LutProduct { chain, argument, accumulator, slots, sums } = op else {
             return Err(missing(self.graph, id, "product"));
         };
         let operands = self.graph.operands(id);
@@ -259,21 +261,39 @@ impl Emitter<'_> {
         let outputs = encodings(self.graph, id)?;
         let mut tables = TableSet::default();
         let mut table_of = Vec::with_capacity(argument.len());
-        for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
+        let group_of = sum_of_products(argument.len(), sums.as_ref());
+        for ((&a, &p), r) in argument.iter().zip(accumulator.iter()).zip(group_of) {
             let gain = self.table_gain(id, operands[1], p as usize, &outputs[r * slots..(r + 1) * slots])?;
             let (encoding, range) = arguments[a as usize];
             let key = [encoding.scale, encoding.offset, range.0, range.1, gain];
             table_of.push(tables.get(&key, || product_table(chain, &encoding, range, gain, place)));
         }
-        Ok(LutProduct {
-            dst,
-            slots: *slots as u32,
-            stride: domain.positions as u32,
-            extension: domain.extension,
-            argument: argument.iter().map(|a| self.base[&operands[0]] + a).collect(),
-            accumulator: accumulator.iter().map(|p| self.base[&operands[1]] + p).collect(),
-            table_of,
-            tables: tables.entries,
+        let argument = argument.iter().map(|a| self.base[&operands[0]] + a).collect();
+        let accumulator = accumulator.iter().map(|p| self.base[&operands[1]] + p).collect();
+        let (slots, tables) = (*slots as u32, tables.entries);
+        Ok(match sums {
+            Some(sums) => Instruction::ExternalProduct(ExternalProduct {
+                dst,
+                slots,
+                stride: self.parameters.polynomial_size.0 as u32 / slots,
+                rotations: external::rotations(self.parameters.polynomial_size.0, domain.positions)
+                    .ok_or_else(|| missing(self.graph, id, "number of rotations"))? as u32,
+                terms: sums.to_vec(),
+                argument,
+                accumulator,
+                table_of,
+                tables,
+            }),
+            None => Instruction::LutProduct(LutProduct {
+                dst,
+                slots,
+                stride: domain.positions as u32,
+                extension: domain.extension,
+                argument,
+                accumulator,
+                table_of,
+                tables,
+            }),
         })
     }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use thex_circuit::{Encoding, NoiseModel, Parameters};
+use thex_ir::he::sum_of_products;
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op};
 
 /// Variances by node and element.
@@ -94,22 +95,27 @@ impl<'a> CiphertextNoise<'a> {
 
     /// ε² + P²·(noise of the slot) + the noise between slots, which the whole table multiplies.
     fn product(&self, id: NodeId, op: &HeOp) -> Vec<f64> {
-        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else { return Vec::new() };
+        let HeOp::LutProduct { chain, argument, accumulator, slots, sums } = op else { return Vec::new() };
+        let group_of = sum_of_products(argument.len(), sums.as_ref());
         let operands = self.graph.operands(id);
         let (keyswitch, pack) = (self.graph.node(operands[0]), operands[1]);
         let Op::He(HeOp::Keyswitch { domain, .. }) = keyswitch.op else { return Vec::new() };
         let Some(ranges) = &keyswitch.facts.ranges else { return Vec::new() };
-        let mut variance = Vec::with_capacity(argument.len() * slots);
+        let mut variance = vec![0.0; sums.as_ref().map_or(argument.len(), |s| s.len()) * slots];
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
             let (lo, hi) = ranges.of(a as usize);
             let (lo, hi) = (chain.apply(lo), chain.apply(hi));
             let square = (lo * lo + lo * hi + hi * hi) / 3.0;
             for slot in 0..*slots {
                 let y = p as usize * slots + slot;
-                let scales = self.scale(pack, y).zip(self.scale(id, r * slots + slot));
+                let out = group_of[r] * slots + slot;
+                let scales = self.scale(pack, y).zip(self.scale(id, out));
                 let table = scales.map_or(0.0, |(y, out)| square * (y / out).powi(2));
-                let leakage = self.model.packing * (*slots * domain.positions) as f64;
-                variance.push(self.model.bootstrap + table * (self.variance[&pack][y] + leakage));
+                let (own, other) = match sums {
+                    Some(_) => (self.model.external, self.model.external_rounding),
+                    None => (self.model.bootstrap, self.model.packing * (*slots * domain.positions) as f64),
+                };
+                variance[out] += own + table * (self.variance[&pack][y] + other);
             }
         }
         variance

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use thex_circuit::instruction::LutProduct;
 use thex_circuit::{Circuit, Encoding, Instruction, NoiseModel};
+use thex_ir::he::sum_of_products;
 use thex_ir::interpret::Values;
 use thex_ir::{Address, Graph, HeLinear, HeOp, LookUp, NodeId, Op};
 
@@ -132,26 +133,40 @@ impl Model<'_> {
     }
 
     fn product(&self, id: NodeId, op: &HeOp, instruction: usize, seen: &Values) -> Option<Vec<f64>> {
-        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else { return None };
-        let Instruction::LutProduct(tables) = self.circuit.instructions.get(instruction)? else { return None };
+        let HeOp::LutProduct { chain, argument, accumulator, slots, sums } = op else { return None };
+        let (table_of, norms) = match self.circuit.instructions.get(instruction)? {
+            Instruction::LutProduct(x) => (&x.table_of, norms(x)),
+            Instruction::ExternalProduct(x) => (&x.table_of, Vec::new()),
+            _ => return None,
+        };
+        let group_of = sum_of_products(argument.len(), sums.as_ref());
         let operands = self.graph.operands(id);
         let Op::He(HeOp::Pack { gather, .. }) = &self.graph.node(operands[1]).op else { return None };
         let (x, y, encodings) = (seen.get(&operands[0])?, seen.get(&operands[1])?, self.encodings(id)?);
         let (x, y): (Vec<f64>, Vec<f64>) = (x.iter().copied().collect(), y.iter().copied().collect());
-        let norms = norms(tables);
         let sources = self.graph.operands(operands[1]);
-        let mut variances = Vec::with_capacity(encodings.len());
+        let mut variances = vec![0.0; encodings.len()];
         for (r, (&a, &p)) in argument.iter().zip(accumulator.iter()).enumerate() {
             let spread = self.through(&self.argument(operands[0], a as usize)?, x[a as usize], |x| chain.apply(x));
             let pack = &gather[p as usize * slots..(p as usize + 1) * slots];
             let filled = pack.iter().filter(|s| **s != Address::ABSENT).count() as f64;
-            let norm = norms.get(*tables.table_of.get(r)? as usize)?;
-            let own = self.noise.packing * filled * norm + self.noise.bootstrap;
+            let factor = chain.apply(x[a as usize]);
             for (s, slot) in pack.iter().enumerate() {
                 let y = y[p as usize * slots + s];
-                let turns = self.source(&sources, *slot).map_or(0.0, |e| y / e.scale);
-                let out = encodings.get(r * slots + s)?.scale;
-                variances.push(y * y * spread + (own + ROUNDING * turns * turns) * out * out);
+                let source = self.source(&sources, *slot).map_or(0.0, |e| e.scale);
+                let turns = if source > 0.0 { y / source } else { 0.0 };
+                let place = group_of[r] * slots + s;
+                let out = encodings.get(place)?.scale;
+                let own = match sums {
+                    Some(_) => {
+                        self.noise.external + self.noise.external_rounding * (factor * source / out).powi(2)
+                    }
+                    None => {
+                        let norm = norms.get(*table_of.get(r)? as usize)?;
+                        self.noise.packing * filled * norm + self.noise.bootstrap
+                    }
+                };
+                *variances.get_mut(place)? += y * y * spread + (own + ROUNDING * turns * turns) * out * out;
             }
         }
         Some(variances)

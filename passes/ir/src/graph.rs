@@ -212,6 +212,12 @@ impl Graph {
         edges.into_iter().map(|(_, source)| source).collect()
     }
 
+    /// Whether a node's products are external products.
+    #[must_use]
+    pub fn is_external_product(&self, id: NodeId) -> bool {
+        matches!(&self.node(id).op, Op::He(HeOp::LutProduct { sums: Some(_), .. }))
+    }
+
     /// Uses of a node: (user, port), in a deterministic order. Outputs of the model are not listed.
     #[must_use]
     pub fn users(&self, id: NodeId) -> Vec<(NodeId, u32)> {

@@ -138,7 +138,7 @@ pub enum HeOp {
         /// m.
         slots: usize,
     },
-    /// Operands: a keyswitch and a pack. `y[i·m + j] = chain(ks[argument[i]])·pack[accumulator[i]·m + j]`.
+    /// Operands: a keyswitch and a pack. `y[i·m + j] = chain(ks[argument[i]])·pack[accumulator[i]·m + j]`, or, where there are `sums`, sums of so many of these.
     LutProduct {
         /// The function of the rotating operand.
         chain: UnaryChain,
@@ -148,12 +148,23 @@ pub enum HeOp {
         accumulator: Arc<Vec<u32>>,
         /// m.
         slots: usize,
+        /// How many products each sum has, one after another: by external products. By rotations of the pack, products are not summed.
+        sums: Option<Arc<Vec<u32>>>,
     },
     /// Gathers the elements that the client decrypts.
     Decrypt {
         /// Which elements.
         gather: Arc<Vec<Address>>,
     },
+}
+
+/// The group of outputs that each product of a [`HeOp::LutProduct`] adds to.
+#[must_use]
+pub fn sum_of_products(products: usize, sums: Option<&Arc<Vec<u32>>>) -> Vec<usize> {
+    match sums {
+        None => (0..products).collect(),
+        Some(sums) => sums.iter().enumerate().flat_map(|(i, &n)| std::iter::repeat_n(i, n as usize)).collect(),
+    }
 }
 
 impl HeOp {

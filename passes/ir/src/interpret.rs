@@ -1,5 +1,6 @@
 //! The clear interpreter: the real-valued meaning of a graph at any stage.
 
+use crate::he::sum_of_products;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -90,17 +91,18 @@ pub fn evaluate_he(op: &HeOp, operands: &[Vec<f64>]) -> Vec<f64> {
             gather.iter().map(|&a| fetch(operands, a)).collect()
         }
         HeOp::Pbs { function } => operands[0].iter().map(|&x| function.apply(x)).collect(),
-        HeOp::LutProduct { chain, argument, accumulator, slots } => {
+        HeOp::LutProduct { chain, argument, accumulator, slots, sums } => {
             let (x, y) = (&operands[0], &operands[1]);
-            argument
-                .iter()
-                .zip(accumulator.iter())
-                .flat_map(|(&a, &g)| {
-                    let factor = chain.apply(x[a as usize]);
-                    let base = g as usize * slots;
-                    y[base..base + slots].iter().map(move |y| factor * y)
-                })
-                .collect()
+            let groups = sums.as_ref().map_or(argument.len(), |s| s.len());
+            let mut out = vec![0.0; groups * slots];
+            let group_of = sum_of_products(argument.len(), sums.as_ref());
+            for ((&a, &g), group) in argument.iter().zip(accumulator.iter()).zip(group_of) {
+                let factor = chain.apply(x[a as usize]);
+                let y = &y[g as usize * slots..(g as usize + 1) * slots];
+                let sums = &mut out[group * slots..(group + 1) * slots];
+                sums.iter_mut().zip(y).for_each(|(sum, y)| *sum += factor * y);
+            }
+            out
         }
     }
 }

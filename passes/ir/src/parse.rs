@@ -209,6 +209,7 @@ fn he_op(mnemonic: &str, a: &mut Attributes<'_, '_>) -> Result<Option<HeOp>> {
             argument: a.indices("argument")?,
             accumulator: a.indices("accumulator")?,
             slots: a.size("slots")?,
+            sums: if a.values.contains_key("sums") { Some(a.indices("sums")?) } else { None },
         },
         "decrypt" => HeOp::Decrypt { gather: a.addresses("gather")? },
         _ => return Ok(None),

@@ -321,12 +321,16 @@ impl Printer<'_> {
                 attributes
             }
             HeOp::Pack { gather, slots } => vec![("gather", self.addresses(gather)), ("slots", slots.to_string())],
-            HeOp::LutProduct { chain, argument, accumulator, slots } => vec![
-                ("chain", quoted(&chain.label())),
-                ("argument", self.indices(argument)),
-                ("accumulator", self.indices(accumulator)),
-                ("slots", slots.to_string()),
-            ],
+            HeOp::LutProduct { chain, argument, accumulator, slots, sums } => {
+                let mut attributes = vec![
+                    ("chain", quoted(&chain.label())),
+                    ("argument", self.indices(argument)),
+                    ("accumulator", self.indices(accumulator)),
+                    ("slots", slots.to_string()),
+                ];
+                attributes.extend(sums.as_ref().map(|sums| ("sums", self.indices(sums))));
+                attributes
+            }
             HeOp::Decrypt { gather } => vec![("gather", self.addresses(gather))],
         }
     }

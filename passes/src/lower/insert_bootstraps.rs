@@ -8,20 +8,22 @@
 //! It lowers twice: once to learn what errors of each product's operands and of each argument do to the outputs, then with the lines that
 //! look-ups are relieved of (see [`variate`](super::variate)) and the plans that spend the precision budget on the fewest bootstraps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ndarray::Array2;
-use thex_circuit::Parameters;
+use thex_circuit::params::Decomposition;
+use thex_circuit::{Parameters, external};
 use thex_ir::graph::Ranges;
-use thex_ir::he::{Domain, Purpose};
+use thex_ir::he::{Domain, Purpose, sum_of_products};
 use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, LookUp, Node, NodeId, Op, Stage, UnaryChain};
 
 use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of, with_lines};
 use super::budget::{Price, cheapest};
+use super::insert_rescale::{EXTERNAL_NOISE, error_sources};
 use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
 use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
-use super::usable;
+use super::{CONVERSION, rotations_of, usable};
 use super::variate::{self, Variate, Variates};
 use crate::analysis::{Demand, broadcast_map, demand, element_map};
 use crate::error::{PassError, Problem, Result};
@@ -37,11 +39,13 @@ pub struct InsertBootstraps {
     pub product_share: f64,
     /// Whether look-ups are relieved of lines.
     pub control_variates: bool,
+    /// Whether products of matrices may be external products.
+    pub external_products: bool,
 }
 
 impl Default for InsertBootstraps {
     fn default() -> Self {
-        Self { max_slots: 32, product_share: 0.5, control_variates: true }
+        Self { max_slots: 32, product_share: 0.5, control_variates: true, external_products: true }
     }
 }
 
@@ -72,6 +76,11 @@ impl Pass for InsertBootstraps {
                 &mut self.control_variates,
                 "compute the line in ReLU and its like linearly and look up the rest over the full torus, where that errs less",
             ),
+            PassOption::switch(
+                "external-products",
+                &mut self.external_products,
+                "multiply matrices by external products where that takes fewer bootstraps; such circuits run on processors alone",
+            ),
         ]
     }
 
@@ -83,7 +92,7 @@ impl Pass for InsertBootstraps {
             if self.control_variates {
                 plans.variates = variate::choose(graph, &first, &sensitivity, cx);
             }
-            plans.products = self.plan_products(graph, &first, &sensitivity, cx);
+            plans.products = self.plan_products((graph, &first), &sensitivity, cx, &plans)?;
         }
         let lowered = lower(graph, &plans, &cx.parameters)?;
         count(&lowered.graph, cx);
@@ -97,7 +106,9 @@ fn count(graph: &Graph, cx: &mut PassCx) {
         if let Op::He(op) = &graph.node(id).op {
             match op {
                 HeOp::Pbs { .. } => cx.count("pbs", graph.node(id).shape[0] as u64),
-                HeOp::LutProduct { argument, .. } => cx.count("product-pbs", argument.len() as u64),
+                HeOp::LutProduct { .. } => {
+                    cx.count("product-pbs", rotations_of(graph, id, cx.parameters.polynomial_size.0) as u64);
+                }
                 HeOp::Pack { gather, .. } => {
                     cx.count("packs", gather.iter().filter(|&&a| a != Address::ABSENT).count() as u64);
                 }
@@ -112,6 +123,45 @@ struct Candidate {
     plan: ProductPlan,
     cost: f64,
     error: f64,
+}
+
+impl Candidate {
+    fn describe(&self, name: &str, budget: f64) -> String {
+        let ProductPlan { rotate, slots, external } = self.plan;
+        let how = match external {
+            Some(rotations) => format!("external products, {rotations} rotations each"),
+            None => format!("{slots} products a rotation"),
+        };
+        let (cost, share) = (self.cost, 100.0 * self.error / budget);
+        format!("{name}: rotate {rotate:?}, {how}, work of {cost:.0} bootstraps, {share:.1} % of the error budget")
+    }
+}
+
+/// Bootstraps whose outputs are quiet enough for external products: `select-parameters` gets there if these are taken.
+const QUIET: Decomposition = Decomposition::new(12, 3);
+
+/// The product whose external products are the noisiest, where all of them together add more than the budget to the outputs.
+fn too_noisy(graph: &Graph, plans: &Plans, budget: f64, cx: &mut PassCx) -> Result<Option<NodeId>> {
+    let trial = lower(graph, plans, &cx.parameters)?;
+    if !trial.graph.ids().any(|id| trial.graph.is_external_product(id)) {
+        return Ok(None);
+    }
+    let parameters = cx.parameters;
+    if !cx.parameters_fixed {
+        cx.parameters.bootstrap = QUIET;
+    }
+    let sources = error_sources(&trial.graph, cx);
+    cx.parameters = parameters;
+    let (sources, outputs) = sources?;
+    let of = |site: &ProductSite| {
+        let name = &trial.graph.node(site.product).name;
+        let noise = sources.iter().filter(|s| s.kind == EXTERNAL_NOISE && s.node == *name);
+        noise.map(|s| s.variance * outputs as f64).sum::<f64>()
+    };
+    let noises: Vec<(NodeId, f64)> = trial.products.iter().map(|(&id, site)| (id, of(site))).collect();
+    let all: f64 = noises.iter().map(|(_, noise)| noise).sum();
+    let noisiest = noises.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    Ok(noisiest.filter(|_| all > budget).map(|(id, _)| id))
 }
 
 /// Variance that the argument noise of whole-table look-ups adds to the outputs.
@@ -131,42 +181,62 @@ const PRODUCTS_PART: f64 = 0.5;
 const PACK_COST: f64 = 0.07;
 
 impl InsertBootstraps {
-    /// Chooses, for every product, which operand rotates and how many products share a rotation: the fewest bootstraps
-    /// whose argument noise stays within the budget.
+    /// Chooses, for every product, which operand rotates and how many products share a rotation, or that they are external products: the fewest
+    /// bootstraps whose argument noise stays within the budget. External products have noise of their own, which depends on all that follows: where it
+    /// does not stay within as much again, products are planned without them.
     fn plan_products(
         &self,
-        graph: &Graph,
-        lowered: &Lowered,
+        (graph, lowered): (&Graph, &Lowered),
         sensitivity: &Sensitivity,
         cx: &mut PassCx,
-    ) -> ProductPlans {
+        others: &Plans,
+    ) -> Result<ProductPlans> {
         let asked = (PRODUCTS_PART * cx.precision.output_error * sensitivity.output_spread).powi(2)
             * sensitivity.outputs as f64;
         let budget = asked.max(self.product_share * look_up_noise(&lowered.graph, sensitivity, cx));
         let floored = sensitivity.floored(budget, LEAST_ROTATION);
+        let mut rejected: BTreeSet<NodeId> = BTreeSet::new();
+        if !self.external_products {
+            rejected.extend(lowered.products.keys());
+        }
+        loop {
+            let chosen = self.cheapest_plans((graph, lowered), &floored, cx, (budget, &rejected));
+            let products = chosen.iter().map(|(id, candidate)| (*id, candidate.plan)).collect();
+            let plans = Plans { products, ..others.clone() };
+            let noisy = match rejected.len() < lowered.products.len() {
+                true => too_noisy(graph, &plans, budget, cx)?,
+                false => None,
+            };
+            let Some(id) = noisy else {
+                chosen.iter().for_each(|(id, candidate)| cx.note(candidate.describe(&graph.node(*id).name, budget)));
+                return Ok(plans.products);
+            };
+            cx.note(format!("{}: external products would be too noisy here", graph.node(id).name));
+            rejected.insert(id);
+        }
+    }
+
+    fn cheapest_plans(
+        &self,
+        (graph, lowered): (&Graph, &Lowered),
+        floored: &Sensitivity,
+        cx: &PassCx,
+        (budget, rejected): (f64, &BTreeSet<NodeId>),
+    ) -> Vec<(NodeId, Candidate)> {
         let sites: Vec<(NodeId, Vec<Candidate>)> = lowered
             .products
             .iter()
-            .map(|(&id, site)| (id, self.candidates(graph, id, site, &floored, cx)))
+            .map(|(&id, site)| {
+                let mut candidates = self.candidates(graph, id, site, floored, cx);
+                candidates.retain(|c| c.plan.external.is_none() || !rejected.contains(&id));
+                (id, candidates)
+            })
             .filter(|(_, c)| !c.is_empty())
             .collect();
         let price = |c: &Candidate| Price { cost: c.cost, error: c.error };
         let prices: Vec<Vec<Price>> = sites.iter().map(|(_, c)| c.iter().map(price).collect()).collect();
         let chosen = cheapest(&prices, budget);
-        let mut plans = ProductPlans::new();
-        for ((id, candidates), &i) in sites.iter().zip(&chosen) {
-            let candidate = &candidates[i];
-            cx.note(format!(
-                "{}: rotate {:?}, {} products a rotation, {:.0} bootstraps, {:.1} % of the error budget",
-                graph.node(*id).name,
-                candidate.plan.rotate,
-                candidate.plan.slots,
-                candidate.cost,
-                100.0 * candidate.error / budget
-            ));
-            plans.insert(*id, candidate.plan);
-        }
-        plans
+        sites.into_iter().zip(chosen).map(|((id, mut candidates), i)| (id, candidates.swap_remove(i))).collect()
     }
 
     fn candidates(
@@ -189,10 +259,19 @@ impl InsertBootstraps {
             }
             let width = if rotate == site.plan.rotate { rotated } else { packed };
             for slots in 1..=most {
-                let plan = ProductPlan { rotate, slots };
+                let plan = ProductPlan { rotate, slots, external: None };
                 let schedule = site.schedule(plan);
                 let reach = usable(&cx.parameters, Domain::new(size / slots));
                 let cost = schedule.rotations.len() as f64 + PACK_COST * schedule.packed() as f64;
+                candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
+            }
+            let externals = if most > 1 && site.external.contains(&rotate) { &external::ROTATIONS[..] } else { &[] };
+            for &rotations in externals {
+                let plan = ProductPlan { rotate, slots: 1, external: Some(rotations) };
+                let schedule = site.schedule(plan);
+                let reach = usable(&cx.parameters, Domain::new(external::entries(size, rotations)));
+                let cost = schedule.rotations.len() as f64 * (rotations as f64 + CONVERSION)
+                    + PACK_COST * schedule.packed() as f64;
                 candidates.push(Candidate { plan, cost, error: noise * width / (reach * reach) });
             }
         }
@@ -209,6 +288,10 @@ pub struct ProductSite {
     pub rotated: NodeId,
     /// The pack of the other.
     pub packed: NodeId,
+    /// The products.
+    pub product: NodeId,
+    /// By which operands external products can rotate.
+    external: Vec<Rotate>,
     shape: MatMulShape,
     left_private: Vec<bool>,
     right_private: Vec<bool>,
@@ -685,9 +768,24 @@ impl Lowering<'_> {
             Rotate::Left => (operands[0], operands[1]),
             Rotate::Right => (operands[1], operands[0]),
         };
-        let (rotated, packed) = self.emit_products(id, x, y, plan.slots, &schedule, &mut sums);
-        let site =
-            ProductSite { plan, rotated, packed, shape, left_private: left, right_private: right, demanded: flags };
+        let slots = plan.external.map_or(plan.slots, |_| schedule.widest());
+        let (rotated, packed, product) = self.emit_products(id, x, y, slots, &schedule, &mut sums);
+        let external = [(Rotate::Left, operands[1]), (Rotate::Right, operands[0])];
+        let external = external.into_iter().filter(|&(rotate, y)| {
+            let plan = ProductPlan { rotate, slots: 1, external: Some(1) };
+            self.can_sum(y, &Schedule::new(&shape, plan, &left, &right, &flags))
+        });
+        let site = ProductSite {
+            plan,
+            rotated,
+            packed,
+            product,
+            external: external.map(|(rotate, _)| rotate).collect(),
+            shape,
+            left_private: left,
+            right_private: right,
+            demanded: flags,
+        };
         self.products.insert(id, site);
         combine(sums)
     }
@@ -720,10 +818,13 @@ impl Lowering<'_> {
         slots: usize,
         schedule: &Schedule,
         sums: &mut [Sum],
-    ) -> (NodeId, NodeId) {
+    ) -> (NodeId, NodeId, NodeId) {
         let mut wanted = vec![false; self.elems[&x].len()];
         schedule.rotations.iter().for_each(|r| wanted[r.x] = true);
-        let keyswitch = self.argument(x, self.size / slots, None, &wanted);
+        let summed = !schedule.sums.is_empty();
+        let external = self.plans.products.get(&id).and_then(|p| p.external);
+        let positions = external.map_or(self.size / slots, |rotations| external::entries(self.size, rotations));
+        let keyswitch = self.argument(x, positions, None, &wanted);
         let number: Vec<usize> = wanted
             .iter()
             .scan(0, |n, w| {
@@ -734,7 +835,11 @@ impl Lowering<'_> {
             .collect();
         let (pack, pack_ranges) = self.pack(y, slots, schedule);
         let mut ranges = Vec::with_capacity(schedule.rotations.len() * slots);
-        for rotation in &schedule.rotations {
+        let group_of = sum_of_products(schedule.rotations.len(), summed.then(|| Arc::new(schedule.sums.clone())).as_ref());
+        for (r, rotation) in schedule.rotations.iter().enumerate() {
+            if r > 0 && group_of[r] == group_of[r - 1] {
+                continue;
+            }
             let packed = &pack_ranges[rotation.pack * slots..(rotation.pack + 1) * slots];
             ranges.extend(self.product_ranges(id, rotation, packed));
         }
@@ -743,15 +848,40 @@ impl Lowering<'_> {
             argument: Arc::new(schedule.rotations.iter().map(|r| number[r.x] as u32).collect()),
             accumulator: Arc::new(schedule.rotations.iter().map(|r| r.pack as u32).collect()),
             slots,
+            sums: summed.then(|| Arc::new(schedule.sums.clone())),
         };
         let product = self.add(id, "product", op, &ranges, &[keyswitch, pack]);
         for (r, rotation) in schedule.rotations.iter().enumerate() {
+            if r > 0 && group_of[r] == group_of[r - 1] {
+                continue;
+            }
+            let atom = |slot: usize| Atom { node: product, index: (group_of[r] * slots + slot) as u32 };
             for (slot, &out) in rotation.out.iter().enumerate() {
-                let atom = Atom { node: product, index: (r * slots + slot) as u32 };
-                sums[out].1.push((1.0, Elem::Atom(atom)));
+                sums[out].1.push((1.0, Elem::Atom(atom(slot))));
             }
         }
-        (keyswitch, pack)
+        (keyswitch, pack, product)
+    }
+
+    /// Whether sums of external products have one scale for each slot: the ranges of what is packed for their terms differ by a factor for each term.
+    fn can_sum(&self, y: NodeId, schedule: &Schedule) -> bool {
+        let magnitudes = |pack: usize| -> Vec<Option<f64>> {
+            let of = |&e: &usize| match &self.elems[&y][e] {
+                Elem::Atom(atom) => Some(magnitude(self.atom_range(*atom))),
+                Elem::Row(..) => Some(magnitude(self.range(y, e))),
+                Elem::Const(_) | Elem::Undemanded => None,
+            };
+            schedule.packs[pack].iter().map(of).collect()
+        };
+        let mut first = 0;
+        schedule.widest() <= self.size
+            && schedule.sums.iter().all(|&terms| {
+                let packs = first..first + terms as usize;
+                first = packs.end;
+                let mut patterns = schedule.rotations[packs].iter().map(|r| magnitudes(r.pack));
+                let Some(pattern) = patterns.next() else { return true };
+                patterns.all(|other| proportional(&pattern, &other))
+            })
     }
 
     /// Magnitudes that decide the scales of a rotation's products. One table serves all slots, so
@@ -809,6 +939,20 @@ impl Lowering<'_> {
             self.target.outputs.push((name.clone(), output));
         }
     }
+}
+
+/// Whether numbers are there in the same places, and in one proportion.
+fn proportional(a: &[Option<f64>], b: &[Option<f64>]) -> bool {
+    let mut ratio: Option<f64> = None;
+    a.len() == b.len()
+        && a.iter().zip(b).all(|pair| match pair {
+            (Some(a), Some(b)) => {
+                let known = *ratio.get_or_insert(a / b);
+                (a / b / known - 1.0).abs() < 1e-9
+            }
+            (None, None) => true,
+            _ => false,
+        })
 }
 
 /// Weights of all terms side by side: [outputs, Σ inputs].

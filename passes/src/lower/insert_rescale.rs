@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use thex_circuit::Encoding;
-use thex_ir::he::{Domain, Purpose};
+use thex_ir::he::{Domain, Purpose, sum_of_products};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Stage};
 
 use super::insert_bootstraps::magnitude;
@@ -123,6 +123,20 @@ impl Pass for InsertRescale {
         cx.count("amplitudes", amplitudes.len() as u64);
         Ok(true)
     }
+}
+
+/// What [`ErrorSource::kind`] says of the noise of external products.
+pub(super) const EXTERNAL_NOISE: &str = "external noise";
+
+/// Sources of error of a lowered graph at its best amplitudes, as variances of an output; and how many outputs there are.
+pub(super) fn error_sources(graph: &Graph, cx: &PassCx) -> Result<(Vec<ErrorSource>, usize)> {
+    let Analysis { sensitivity, floored, rounding } = Analysis::new(graph, cx)?;
+    let mut guarded = Scaling::new(graph, cx, &floored, &rounding);
+    guarded.collect();
+    let amplitudes = minimise(&guarded.terms, &guarded.bounds);
+    let mut problem = Scaling::new(graph, cx, &sensitivity, &rounding);
+    problem.collect();
+    Ok((problem.sources(&amplitudes), sensitivity.outputs.max(1)))
 }
 
 /// Weights that differ by no more than this, relatively, are equal.
@@ -282,8 +296,19 @@ impl<'a> Scaling<'a> {
                 HeOp::Pbs { .. } => self.output_noise("output noise", id, noise.bootstrap),
                 HeOp::Linear { map, purpose } => self.weight_rounding(id, map, *purpose),
                 HeOp::Keyswitch { domain, .. } => self.argument_noise(id, *domain),
-                HeOp::Pack { gather, slots } => self.packing_noise(id, gather, *slots, noise.packing),
-                HeOp::LutProduct { .. } => {
+                HeOp::Pack { gather, .. } => {
+                    self.packing_noise(id, gather, "packing", noise.packing);
+                    if self.graph.users(id).iter().any(|(user, _)| self.graph.is_external_product(*user)) {
+                        self.packing_noise(id, gather, "gadget rounding", noise.external_rounding);
+                    }
+                }
+                HeOp::LutProduct { sums: Some(sums), .. } => {
+                    // Sums of about as many products each.
+                    let terms = sums.iter().copied().max().unwrap_or(0);
+                    self.output_noise(EXTERNAL_NOISE, id, f64::from(terms) * noise.external);
+                    self.product_noise(id, op, noise.packing);
+                }
+                HeOp::LutProduct { sums: None, .. } => {
                     self.output_noise("output noise", id, noise.bootstrap);
                     self.product_noise(id, op, noise.packing);
                 }
@@ -323,7 +348,7 @@ impl<'a> Scaling<'a> {
         self.fixed.push((id, error));
     }
 
-    fn packing_noise(&mut self, id: NodeId, gather: &[Address], _slots: usize, variance: f64) {
+    fn packing_noise(&mut self, id: NodeId, gather: &[Address], kind: &'static str, variance: f64) {
         let operands = self.graph.operands(id);
         let mut by_source: BTreeMap<NodeId, f64> = BTreeMap::new();
         for (address, g) in gather.iter().zip(self.gradient(id)).filter(|(a, _)| **a != Address::ABSENT) {
@@ -332,7 +357,7 @@ impl<'a> Scaling<'a> {
             *by_source.entry(source).or_default() += g * scale * scale;
         }
         for (source, weighted) in by_source {
-            self.push("packing", id, variance * weighted, Some(source), None);
+            self.push(kind, id, variance * weighted, Some(source), None);
         }
     }
 
@@ -386,7 +411,8 @@ impl<'a> Scaling<'a> {
     }
 
     fn product_noise(&mut self, id: NodeId, op: &HeOp, packing: f64) {
-        let HeOp::LutProduct { chain, argument, accumulator, slots } = op else { return };
+        let HeOp::LutProduct { chain, argument, accumulator, slots, sums } = op else { return };
+        let group_of = sum_of_products(argument.len(), sums.as_ref());
         let operands = self.graph.operands(id);
         let (keyswitch, pack) = (operands[0], operands[1]);
         let Op::He(HeOp::Pack { gather, .. }) = &self.graph.node(pack).op else { return };
@@ -408,9 +434,13 @@ impl<'a> Scaling<'a> {
                 }
                 let source = pack_operands[address.port as usize];
                 let y_scale = self.base_scale(source, address.index as usize);
-                let (g, out) = (gradient[r * slots + s], self.base_scale(id, r * slots + s));
+                let place = group_of[r] * slots + s;
+                let (g, out) = (gradient[place], self.base_scale(id, place));
                 let y = y_square[p as usize * slots + s] / (y_scale * y_scale);
-                floor += self.floor(id, r * slots + s) * out * out * y;
+                floor += self.floor(id, place) * out * out * y;
+                if sums.is_some() {
+                    continue;
+                }
                 *leakage.entry(source).or_default() += g * packing * *slots as f64 * table_norm * y_scale * y_scale;
             }
         }

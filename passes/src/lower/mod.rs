@@ -26,8 +26,9 @@ pub use insert_rescale::{Analysis, InsertRescale};
 pub use select_parameters::SelectParameters;
 pub use widen_for_noise::WidenForNoise;
 
-use thex_circuit::{NoiseModel, Parameters};
+use thex_circuit::{NoiseModel, Parameters, external};
 use thex_ir::he::Domain;
+use thex_ir::{Graph, HeOp, NodeId, Op};
 
 /// Deviations of the argument noise that are kept free at each edge of a whole table, so that the noise of an argument at the edge does
 /// not carry it over and flip the sign.
@@ -60,6 +61,24 @@ pub fn usable(parameters: &Parameters, domain: Domain) -> f64 {
 #[must_use]
 pub fn relative_noise(parameters: &Parameters, domain: Domain) -> f64 {
     NoiseModel::new(parameters).extended_argument(domain.extension) / usable(parameters, domain).powi(2)
+}
+
+/// What making a GGSW costs beside its rotations, and multiplying by it, in rotations.
+pub(crate) const CONVERSION: f64 = 0.2;
+
+/// Blind rotations of a look-up or product of a lowered graph, in a ring of this size; 0 for any other node.
+#[must_use]
+pub fn rotations_of(graph: &Graph, id: NodeId, polynomial_size: usize) -> usize {
+    match &graph.node(id).op {
+        Op::He(HeOp::Pbs { .. }) => graph.node(id).shape[0],
+        Op::He(HeOp::LutProduct { argument, sums: None, .. }) => argument.len(),
+        Op::He(HeOp::LutProduct { argument, sums: Some(_), .. }) => {
+            let keyswitch = graph.operands(id).first().map(|k| &graph.node(*k).op);
+            let Some(Op::He(HeOp::Keyswitch { domain, .. })) = keyswitch else { return argument.len() };
+            argument.len() * external::rotations(polynomial_size, domain.positions).unwrap_or(1)
+        }
+        _ => 0,
+    }
 }
 
 /// Part of the torus that the range of a decrypted output fills.

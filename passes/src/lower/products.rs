@@ -23,13 +23,16 @@ pub enum Rotate {
 pub struct ProductPlan {
     /// Which operand rotates.
     pub rotate: Rotate,
-    /// m: products that share a rotation.
+    /// m: products that share a rotation. External products share one however many they are.
     pub slots: usize,
+    /// Whether products are external products, and in how many rotations the GGSWs are looked up.
+    #[serde(default)]
+    pub external: Option<usize>,
 }
 
 impl Default for ProductPlan {
     fn default() -> Self {
-        Self { rotate: Rotate::Left, slots: 4 }
+        Self { rotate: Rotate::Left, slots: 4, external: None }
     }
 }
 
@@ -94,6 +97,8 @@ pub struct Schedule {
     pub packs: Vec<Vec<usize>>,
     /// The rotations.
     pub rotations: Vec<Rotation>,
+    /// Rotations of each sum of external products, one after another. Empty where products are not summed.
+    pub sums: Vec<u32>,
 }
 
 impl Schedule {
@@ -128,6 +133,34 @@ impl Schedule {
             Rotate::Right => (right_private, left_private),
         };
         let mut schedule = Self::default();
+        if plan.external.is_some() {
+            // All terms of a sum have a column in the same slot.
+            for b in 0..shape.batch {
+                let demanded_at = |s: usize| (0..rows).any(|r| demanded[out_at(b, r, s)]);
+                let live: Vec<usize> = (0..columns)
+                    .filter(|&s| demanded_at(s) && (0..shape.k).any(|c| y_private[y_at(b, c, s)]))
+                    .collect();
+                let wanted = |r: usize| live.iter().any(|&s| demanded[out_at(b, r, s)]);
+                let used = |c: usize| {
+                    live.iter().any(|&s| y_private[y_at(b, c, s)])
+                        && (0..rows).any(|r| wanted(r) && x_private[x_at(b, r, c)])
+                };
+                let first = schedule.packs.len();
+                let terms: Vec<usize> = (0..shape.k).filter(|&c| used(c)).collect();
+                schedule.packs.extend(terms.iter().map(|&c| live.iter().map(|&s| y_at(b, c, s)).collect::<Vec<_>>()));
+                for r in (0..rows).filter(|&r| wanted(r)) {
+                    let out: Vec<usize> = live.iter().map(|&s| out_at(b, r, s)).collect();
+                    let of_row = (first..).zip(&terms).filter(|(_, c)| x_private[x_at(b, r, **c)]);
+                    let of_row: Vec<Rotation> =
+                        of_row.map(|(pack, &c)| Rotation { x: x_at(b, r, c), pack, out: out.clone() }).collect();
+                    if !of_row.is_empty() {
+                        schedule.sums.push(of_row.len() as u32);
+                        schedule.rotations.extend(of_row);
+                    }
+                }
+            }
+            return schedule;
+        }
         for b in 0..shape.batch {
             for c in 0..shape.k {
                 let live: Vec<usize> = (0..columns)
@@ -151,6 +184,12 @@ impl Schedule {
         schedule
     }
 
+    /// Most values in a pack.
+    #[must_use]
+    pub fn widest(&self) -> usize {
+        self.packs.iter().map(Vec::len).max().unwrap_or(1)
+    }
+
     /// Packed LWEs.
     #[must_use]
     pub fn packed(&self) -> usize {
@@ -169,7 +208,8 @@ mod tests {
         let demanded = vec![true; 2 * 3 * 5];
         for rotate in [Rotate::Left, Rotate::Right] {
             for slots in 1..6 {
-                let schedule = Schedule::new(&shape, ProductPlan { rotate, slots }, &left, &right, &demanded);
+                let plan = ProductPlan { rotate, slots, external: None };
+                let schedule = Schedule::new(&shape, plan, &left, &right, &demanded);
                 let mut hits = vec![0; demanded.len()];
                 schedule.rotations.iter().flat_map(|r| &r.out).for_each(|&o| hits[o] += 1);
                 assert!(hits.iter().all(|&h| h == shape.k), "{rotate:?} {slots}");
@@ -184,7 +224,7 @@ mod tests {
         left[..2].fill(false);
         let mut demanded = vec![false; 16];
         demanded[4..8].fill(true);
-        let plan = ProductPlan { rotate: Rotate::Left, slots: 2 };
+        let plan = ProductPlan { rotate: Rotate::Left, slots: 2, external: None };
         let schedule = Schedule::new(&shape, plan, &left, &[true; 8], &demanded);
         assert_eq!(schedule.rotations.len(), 4);
         assert_eq!(schedule.packed(), 8);

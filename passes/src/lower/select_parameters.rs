@@ -28,7 +28,7 @@ use thex_ir::{Address, Graph, HeOp, NodeId, Op};
 
 use super::budget::{Price, cheapest, least_error, total};
 use super::insert_rescale::{Analysis, Scaling, most_amplitude};
-use super::relative_noise;
+use super::{CONVERSION, relative_noise, rotations_of};
 use super::solver::{Term, minimise};
 use crate::error::Result;
 use crate::options::PassOption;
@@ -77,7 +77,7 @@ impl Pass for SelectParameters {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<bool> {
         let analysis = Arc::new(Analysis::new(graph, cx)?);
         let forecast = Forecast::new(graph, cx, &analysis, self.most_extension as u32);
-        let work = work(graph);
+        let work = work(graph, cx.parameters.polynomial_size.0);
         let standard = params::cost(&Parameters::standard(), &work);
         let front = self.front(cx, &work);
         cx.count("sets", front.len() as u64);
@@ -143,12 +143,13 @@ fn choose(front: &[Priced], forecast: &Forecast, goal: f64, most: f64) -> Option
 }
 
 /// What the graph does.
-fn work(graph: &Graph) -> Work {
+fn work(graph: &Graph, polynomial_size: usize) -> Work {
     let mut work = Work { rotations: 0.0, keyswitches: 0.0, packs: 0.0 };
     for id in graph.ids() {
         match &graph.node(id).op {
-            Op::He(HeOp::Pbs { .. }) => work.rotations += graph.node(id).shape[0] as f64,
-            Op::He(HeOp::LutProduct { argument, .. }) => work.rotations += argument.len() as f64,
+            Op::He(HeOp::Pbs { .. } | HeOp::LutProduct { .. }) => {
+                work.rotations += rotations_of(graph, id, polynomial_size) as f64 + conversions(graph, id);
+            }
             Op::He(HeOp::Keyswitch { gather, .. }) => work.keyswitches += gather.len() as f64,
             Op::He(HeOp::Pack { gather, .. }) => {
                 work.packs += gather.iter().filter(|&&a| a != Address::ABSENT).count() as f64;
@@ -160,6 +161,14 @@ fn work(graph: &Graph) -> Work {
         }
     }
     work
+}
+
+/// What the GGSWs of a node cost beside rotations, in rotations.
+fn conversions(graph: &Graph, id: NodeId) -> f64 {
+    match &graph.node(id).op {
+        Op::He(HeOp::LutProduct { argument, sums: Some(_), .. }) => CONVERSION * argument.len() as f64,
+        _ => 0.0,
+    }
 }
 
 /// Error terms with the noise that each is proportional to.
@@ -192,6 +201,8 @@ struct Site {
     positions: usize,
     /// Rotations by them.
     rotations: f64,
+    /// Whether external products are made of them, which have no extension.
+    external: bool,
     /// Times the noise relative to the range, this is what their noise adds to the outputs, summed over all.
     weight: f64,
 }
@@ -221,7 +232,7 @@ impl Forecast {
             plain: Terms::new(plain),
             outputs: analysis.sensitivity.outputs.max(1) as f64,
             from: cx.parameters,
-            sites: sites(graph, analysis),
+            sites: sites(graph, analysis, cx.parameters.polynomial_size.0),
             most_extension,
         }
     }
@@ -233,6 +244,8 @@ impl Forecast {
         let factor = |kind: &str| match kind {
             "encryption" => to.fresh / from.fresh,
             "output noise" => to.bootstrap / from.bootstrap,
+            "external noise" => to.external / from.external,
+            "gadget rounding" => to.external_rounding / from.external_rounding,
             "packing" => to.packing / from.packing,
             "packing leakage" => growth * to.packing / from.packing,
             "widening" => to.argument() / from.argument(),
@@ -254,7 +267,7 @@ impl Forecast {
                 cost: site.rotations * lane * f64::from((1_u32 << extension) - 1),
                 error: site.weight * relative_noise(&set.parameters, Domain { positions: site.positions, extension }),
             };
-            (0..=self.most_extension).map(at).collect()
+            (0..=if site.external { 0 } else { self.most_extension }).map(at).collect()
         };
         self.sites.iter().map(of).collect()
     }
@@ -295,18 +308,15 @@ impl Forecast {
 }
 
 /// Every keyswitch with what reads it.
-fn sites(graph: &Graph, analysis: &Analysis) -> Vec<Site> {
+fn sites(graph: &Graph, analysis: &Analysis, polynomial_size: usize) -> Vec<Site> {
     let mut sites = Vec::new();
     for keyswitch in graph.topological() {
         let Op::He(HeOp::Keyswitch { domain, .. }) = &graph.node(keyswitch).op else { continue };
-        let rotations = |(user, _): &(NodeId, u32)| match &graph.node(*user).op {
-            Op::He(HeOp::Pbs { .. }) => graph.node(*user).shape[0] as f64,
-            Op::He(HeOp::LutProduct { argument, .. }) => argument.len() as f64,
-            _ => 0.0,
-        };
+        let rotations = |(user, _): &(NodeId, u32)| rotations_of(graph, *user, polynomial_size) as f64;
         sites.push(Site {
             keyswitch,
             positions: domain.positions,
+            external: graph.users(keyswitch).iter().any(|(user, _)| graph.is_external_product(*user)),
             rotations: graph.users(keyswitch).iter().map(rotations).sum(),
             weight: analysis.sensitivity.weighted_width(&keyswitch),
         });

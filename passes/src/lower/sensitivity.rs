@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use thex_ir::he::sum_of_products;
 use thex_ir::interpret::{self, Values};
 use thex_ir::{Address, Graph, HeLinear, HeOp, NodeId, Op, Tensor};
 
@@ -325,9 +326,10 @@ pub fn rounding(
                     let site = Site { graph, id, gradient, values: &values, sensitivity };
                     weight_gradients(&site, map, &classes, scale, &mut found);
                 }
-                Op::He(HeOp::LutProduct { argument, accumulator, slots, .. }) => {
+                Op::He(HeOp::LutProduct { argument, accumulator, slots, sums, .. }) => {
+                    let group_of = sum_of_products(argument.len(), sums.as_ref());
                     let site = Site { graph, id, gradient, values: &values, sensitivity };
-                    let variance = table_gradients(&site, (argument, accumulator, *slots), scale);
+                    let variance = table_gradients(&site, (argument, accumulator, *slots, &group_of), scale);
                     found.tables.insert(id, variance);
                 }
                 _ => {}
@@ -456,7 +458,7 @@ fn weight_gradients(
 /// error: all that they multiply is summed. (Probabilities of tokens that nothing attends to are all at 0.)
 fn table_gradients(
     site: &Site<'_>,
-    (argument, accumulator, slots): (&[u32], &[u32], usize),
+    (argument, accumulator, slots, group_of): (&[u32], &[u32], usize, &[usize]),
     scale: &impl Fn(NodeId, usize) -> f64,
 ) -> f64 {
     let pack = site.graph.operands(site.id)[1];
@@ -473,7 +475,7 @@ fn table_gradients(
                 continue;
             }
             let down = scale(sources[address.port as usize], address.index as usize);
-            let out = r * slots + s;
+            let out = group_of[r] * slots + s;
             *by_entry.entry(entry).or_default() += site.gradient[out] * scale(site.id, out) * y[at] / down;
         }
     }
@@ -523,7 +525,8 @@ fn propagate(
                 }
             }
         }
-        HeOp::LutProduct { chain, argument, accumulator, slots } => {
+        HeOp::LutProduct { chain, argument, accumulator, slots, sums } => {
+            let group_of = sum_of_products(argument.len(), sums.as_ref());
             let x: Vec<f64> = values[&operands[0]].iter().copied().collect();
             let y: Vec<f64> = values[&operands[1]].iter().copied().collect();
             let steps = &steps[&operands[0]];
@@ -532,7 +535,7 @@ fn propagate(
                 let (a, p) = (a as usize, p as usize);
                 let (factor, rate) = (chain.apply(x[a]), slope(|x| chain.apply(x), x[a], steps[a]));
                 for s in 0..*slots {
-                    let g = gradient[r * slots + s];
+                    let g = gradient[group_of[r] * slots + s];
                     dx[a] += g * rate * y[p * slots + s];
                     dy[p * slots + s] += g * factor;
                 }

@@ -6,7 +6,7 @@
 
 use crate::params::Decomposition;
 
-/// The gadget of the GGSWs. Its levels are looked up in one rotation, so arguments keep this part of the half torus: 1/4.
+/// The gadget of the GGSWs. Its levels are looked up in 1, 2 or 4 rotations; arguments keep 1/4, 1/2 or all of the half torus.
 pub const GADGET: Decomposition = Decomposition::new(6, 4);
 
 /// The keyswitches of the trace.
@@ -15,10 +15,19 @@ pub const TRACE: Decomposition = Decomposition::new(4, 11);
 /// The keyswitch from the key's square.
 pub const SQUARE: Decomposition = Decomposition::new(7, 6);
 
-/// Entries of a table, and positions of an argument's domain, in a ring of this size.
+/// In how many rotations the levels of the gadget can be looked up.
+pub const ROTATIONS: [usize; 3] = [1, 2, 4];
+
+/// Entries of a table, and positions of an argument's domain, in a ring of this size, where a GGSW takes so many rotations.
 #[must_use]
-pub const fn entries(polynomial_size: usize) -> usize {
-    polynomial_size / GADGET.level.0
+pub const fn entries(polynomial_size: usize, rotations: usize) -> usize {
+    polynomial_size * rotations / GADGET.level.0
+}
+
+/// How many rotations a GGSW takes where arguments have so many positions; `None` if no number gives that.
+#[must_use]
+pub fn rotations(polynomial_size: usize, positions: usize) -> Option<usize> {
+    ROTATIONS.into_iter().find(|&r| entries(polynomial_size, r) == positions)
 }
 
 /// The power g of the automorphism X → X^g of this stage of the trace, counted from 0: N + 1, N/2 + 1, … 3.

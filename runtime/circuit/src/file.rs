@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::bundle::ClientBundle;
 use crate::clear::{ClearGraph, Tensor};
 use crate::error::{CircuitError, Result};
+use crate::external::ROTATIONS;
 use crate::instruction::{ABSENT, Block, Circuit, Instruction, MAX_EXTENSION};
 use crate::interface::MAX_TOKENIZER_BYTES;
 use crate::params::Parameters;
@@ -519,6 +520,7 @@ impl Circuit {
                     let (slots, stride) = (x.slots as usize, x.stride as usize);
                     let terms = x.terms.iter().try_fold(0_usize, |sum, &n| sum.checked_add(n as usize));
                     self.parameters.external
+                        && ROTATIONS.contains(&(x.rotations as usize))
                         && slots.checked_mul(stride).is_some_and(|p| p > 0 && p <= size)
                         && below(&x.argument, small, false)
                         && extended(&x.argument)

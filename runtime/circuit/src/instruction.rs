@@ -12,7 +12,7 @@
 //!
 //! **Phases.** The phase of an element is its plaintext on the torus, in units of 2^-64. A look-up
 //! argument must have its phase in [0, N/2N) (`Pbs`) or in [0, B/2N) (`LutProduct` with boxes of B
-//! positions, `ExternalProduct` with B = N/4). With the centred modulus switch, table entry `j` answers phases in [j, j+1)/2N.
+//! positions, `ExternalProduct` with B = N/4, N/2 or N). With the centred modulus switch, table entry `j` answers phases in [j, j+1)/2N.
 //!
 //! **Extension.** A rotation of extension ν turns a polynomial of 2^ν·N coefficients, which lies in 2^ν GLWEs of the ring's own N, by a multiple of
 //! 1/(2·2^ν·N) of the torus: the modulus switch is finer by ν bits, tables have 2^ν entries for every position, and keys stay the same (extended
@@ -174,7 +174,8 @@ impl LutProduct {
 }
 
 /// Sums of products: `dst[o·m + j] = Σ_t P_t[position of x_t]·y_{t,j}`, over the `terms[o]` next terms t, where `x_t = small[argument[t]]` and `y_{t,j}` is slot j of
-/// `glwe[accumulator[t]]`, by the external product of `y_t` with a GGSW of `P_t(x_t)`; see [`external`](crate::external). One blind rotation a term, whatever m is.
+/// `glwe[accumulator[t]]`, by the external product of `y_t` with a GGSW of `P_t(x_t)`; see [`external`](crate::external). A term takes as many blind rotations
+/// whatever m is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExternalProduct {
     /// Output block in lwe memory, m elements for each sum.
@@ -183,6 +184,8 @@ pub struct ExternalProduct {
     pub slots: u32,
     /// Positions between slots, equal to the stride of the packs.
     pub stride: u32,
+    /// Blind rotations of a term, 1, 2 or 4.
+    pub rotations: u32,
     /// Terms of each sum.
     #[serde(skip)]
     pub terms: Vec<u32>,
@@ -195,7 +198,7 @@ pub struct ExternalProduct {
     /// Table of each term.
     #[serde(skip)]
     pub table_of: Vec<u32>,
-    /// Integer tables of [`entries`](crate::external::entries) each: arguments lie in the first part of the half torus.
+    /// Integer tables of [`entries`](crate::external::entries) each: arguments lie in so much of the half torus.
     #[serde(skip)]
     pub tables: Vec<i32>,
 }
@@ -262,7 +265,7 @@ impl Instruction {
         match self {
             Self::Pbs(x) => polynomial_size << x.extension,
             Self::LutProduct(x) => x.entries(),
-            Self::ExternalProduct(_) => crate::external::entries(polynomial_size),
+            Self::ExternalProduct(x) => crate::external::entries(polynomial_size, x.rotations as usize),
             Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
@@ -273,7 +276,7 @@ impl Instruction {
         match self {
             Self::Pbs(pbs) => pbs.argument.len() as u64,
             Self::LutProduct(product) => product.argument.len() as u64,
-            Self::ExternalProduct(product) => product.argument.len() as u64,
+            Self::ExternalProduct(product) => product.argument.len() as u64 * u64::from(product.rotations),
             Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }

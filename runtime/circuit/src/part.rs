@@ -70,7 +70,9 @@ impl Instruction {
     pub fn rotations_before(&self, units: usize) -> u64 {
         match self {
             Self::Pbs(_) | Self::LutProduct(_) => units as u64,
-            Self::ExternalProduct(x) => x.terms.iter().take(units).map(|&n| u64::from(n)).sum(),
+            Self::ExternalProduct(x) => {
+                u64::from(x.rotations) * x.terms.iter().take(units).map(|&n| u64::from(n)).sum::<u64>()
+            }
             Self::Linear(_) | Self::Keyswitch(_) | Self::Pack(_) => 0,
         }
     }
@@ -141,12 +143,13 @@ impl ExternalProduct {
         let count = |terms: &[u32]| terms.iter().map(|&n| n as usize).sum::<usize>();
         let start = count(&self.terms[..sums.start]);
         let terms = start..start + count(&self.terms[sums.clone()]);
-        let entries = crate::external::entries(polynomial_size);
+        let entries = crate::external::entries(polynomial_size, self.rotations as usize);
         let (table_of, tables) = used(&self.table_of[terms.clone()], &self.tables, entries);
         Self {
             dst: sub_block(&self.dst, self.slots as usize, &sums),
             slots: self.slots,
             stride: self.stride,
+            rotations: self.rotations,
             terms: self.terms[sums].to_vec(),
             argument: self.argument[terms.clone()].to_vec(),
             accumulator: self.accumulator[terms].to_vec(),

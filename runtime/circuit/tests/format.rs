@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use thex_circuit::clear::ClearGraph;
-use thex_circuit::instruction::{Block, Keyswitch, Linear, LutProduct, MAX_EXTENSION, Pack, Pbs, Provenance};
+use thex_circuit::instruction::{ABSENT, Block, ExternalProduct, Keyswitch, Linear, LutProduct, MAX_EXTENSION, Pack, Pbs, Provenance};
 use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
 
 mod common;
@@ -200,6 +200,38 @@ fn a_circuit_says_the_oldest_version_that_reads_it() {
     extended.provenance.resize(3, Provenance::default());
     assert_eq!((extended.rotation_work(), extended.pbs_count(), extended.largest_extension()), (4, 1, 2));
     assert_eq!(version_of(&extended), (b'2', extended.clone()));
+    let mut summed = plain.clone();
+    summed.parameters = summed.parameters.with_external(true);
+    summed.instructions.extend([
+        Instruction::Keyswitch(Keyswitch { dst: Block { start: 0, len: 2 }, domain: 1024, extension: 0, gather: vec![2, 0] }),
+        Instruction::Pack(Pack { dst: Block { start: 0, len: 1 }, slots: 3, stride: 600, gather: vec![0, ABSENT, 1] }),
+        Instruction::ExternalProduct(ExternalProduct {
+            dst: Block { start: 3, len: 6 },
+            slots: 3,
+            stride: 600,
+            rotations: 2,
+            terms: vec![2, 1],
+            argument: vec![0, 1, 1],
+            accumulator: vec![0; 3],
+            table_of: vec![0; 3],
+            tables: (0..1024).collect(),
+        }),
+    ]);
+    summed.provenance.resize(4, Provenance::default());
+    assert_eq!(version_of(&summed), (b'4', summed.clone()));
+    assert_eq!(summed.pbs_count(), 6);
+    let bundle = ClientBundle { parameters: summed.parameters, ..bundle() };
+    assert_eq!(version_in(&bundle.to_bytes().unwrap()), b'3');
+    let product = |change: fn(&mut ExternalProduct)| {
+        let mut changed = summed.clone();
+        changed.instructions.iter_mut().for_each(|x| if let Instruction::ExternalProduct(x) = x { change(x) });
+        changed.verify().is_ok()
+    };
+    assert!(product(|_| ()));
+    assert!(!product(|x| x.terms = vec![2, 2]) && !product(|x| x.terms = vec![u32::MAX, 3]));
+    assert!(!product(|x| x.rotations = 1) && !product(|x| x.rotations = 3) && !product(|x| x.stride = 700));
+    let keyless = Circuit { parameters: summed.parameters.with_external(false), ..summed.clone() };
+    assert!(keyless.verify().unwrap_err().contains("external_product"));
     let mut full = plain;
     let keyswitch = Keyswitch { dst: Block { start: 0, len: 1 }, domain: 4096, extension: 0, gather: vec![2] };
     full.instructions.push(Instruction::Keyswitch(keyswitch));

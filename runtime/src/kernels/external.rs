@@ -1,6 +1,6 @@
-//! Sums of products by external products: `Σ_t P_t(x_t)·y_t` for small LWEs x_t and GLWEs y_t, one blind rotation for each x_t, however many values y_t packs.
+//! Sums of products by external products: `Σ_t P_t(x_t)·y_t` for small LWEs x_t and GLWEs y_t, as many blind rotations for each x_t however many values y_t packs.
 //!
-//! A rotation by x gives all levels P(x)/B, P(x)/B², … of a gadget at once, N/ℓ coefficients apart (many look-ups in one: Chillotti et al., "Improved Programmable
+//! A rotation by x gives all levels P(x)/B, P(x)/B², … of a gadget, or a half or a quarter of them, at once, at even distances (many look-ups in one: Chillotti et al., "Improved Programmable
 //! Bootstrapping with Larger Precision", ASIACRYPT 2021, section 4.1). Each is then brought to the constant coefficient of a GLWE that is 0 elsewhere, by a trace:
 //! adding automorphic images doubles some coefficients, and subtracts the others from themselves. And each is multiplied by the key, by a keyswitch from its
 //! square. Together they are the rows of a GGSW of P(x) (Wang et al., "Circuit Bootstrapping: Faster and Smaller", EUROCRYPT 2024). Its external product with y is
@@ -181,6 +181,8 @@ impl Room {
 
 /// What a batch of sums is made of.
 pub(crate) struct Sums<'a> {
+    /// Blind rotations of a product.
+    pub(crate) rotations: usize,
     /// Small LWEs, one for each product.
     pub(crate) arguments: &'a [&'a [u64]],
     /// Integer table of each product, of [`thex_circuit::external::entries`] entries.
@@ -206,31 +208,35 @@ impl Multiplier<'_> {
     pub(crate) fn run(&self, x: &Sums<'_>, out: &mut [u64], done: &(dyn Fn(u64) + Sync)) {
         let (p, fft) = (&self.rotator.parameters, self.rotator.fft);
         let glwes: Vec<AVec<c64>> = x.glwes.par_iter().map(|glwe| self.digits_of(glwe)).collect();
-        let chunk = balanced_chunk(x.arguments.len(), rayon::current_num_threads(), BATCH);
+        let most = (BATCH / x.rotations).max(1);
+        let chunk = balanced_chunk(x.arguments.len(), rayon::current_num_threads(), most);
         let parts: Vec<Vec<(u32, Vec<u64>)>> = x
             .arguments
             .par_chunks(chunk)
             .enumerate()
             .map(|(number, arguments)| {
-                let mut accumulators = vec![0; arguments.len() * p.glwe_words()];
-                for (i, accumulator) in accumulators.chunks_exact_mut(p.glwe_words()).enumerate() {
-                    fill_levels(x.tables[number * chunk + i], accumulator);
+                let words = x.rotations * p.glwe_words();
+                let mut accumulators = vec![0; arguments.len() * words];
+                for (i, accumulators) in accumulators.chunks_exact_mut(words).enumerate() {
+                    fill_levels(x.tables[number * chunk + i], accumulators, p);
                 }
-                self.rotator.turn(&mut accumulators, arguments, 0);
+                let repeated: Vec<&[u64]> =
+                    arguments.iter().flat_map(|a| std::iter::repeat_n(*a, x.rotations)).collect();
+                self.rotator.turn(&mut accumulators, &repeated, 0);
                 let mut room = Room::new(fft);
                 let mut ggsw = zeros(GADGET.level.0 * COLUMNS * p.glwe_words() / 2);
                 let mut sums: Vec<(u32, Vec<u64>)> = Vec::new();
-                for (i, accumulator) in accumulators.chunks_exact(p.glwe_words()).enumerate() {
+                for (i, accumulators) in accumulators.chunks_exact(words).enumerate() {
                     let product = number * chunk + i;
                     if sums.last().is_none_or(|(sum, _)| *sum != x.sum_of[product]) {
                         sums.push((x.sum_of[product], vec![0; p.glwe_words()]));
                     }
                     if let Some((_, sum)) = sums.last_mut() {
-                        self.make_ggsw(accumulator, &mut ggsw, &mut room);
+                        self.make_ggsw(accumulators, &mut ggsw, &mut room);
                         self.add_product(&ggsw, &glwes[x.glwe_of[product] as usize], sum, &mut room);
                     }
                 }
-                done(arguments.len() as u64);
+                done(repeated.len() as u64);
                 sums
             })
             .collect();
@@ -258,19 +264,23 @@ impl Multiplier<'_> {
         out
     }
 
-    /// The GGSW of what a rotated accumulator of [`fill_levels`] has looked up.
-    fn make_ggsw(&self, accumulator: &[u64], ggsw: &mut [c64], room: &mut Room) {
+    /// The GGSW of what rotated accumulators of [`fill_levels`] have looked up.
+    fn make_ggsw(&self, accumulators: &[u64], ggsw: &mut [c64], room: &mut Room) {
         let fft = self.rotator.fft;
         let (size, levels) = (fft.polynomial_size().0, GADGET.level.0);
         let mut glwe = std::mem::take(&mut room.glwe);
         let mut row = std::mem::take(&mut room.row);
-        let shared = (size / levels).ilog2() as usize;
-        let mut all: Vec<u64> = accumulator.iter().map(|x| x >> size.ilog2()).collect();
-        self.trace(&mut all, 0..shared, room);
+        // Levels in an accumulator, and where their values are: at multiples of this.
+        let together = levels * COLUMNS * size / accumulators.len();
+        let shared = (size / together).ilog2() as usize;
+        let mut all: Vec<u64> = accumulators.iter().map(|x| x >> size.ilog2()).collect();
+        all.chunks_exact_mut(COLUMNS * size).for_each(|glwe| self.trace(glwe, 0..shared, room));
         for level in 0..levels {
-            for (from, to) in all.chunks_exact(size).zip(glwe.chunks_exact_mut(size)) {
+            let (from, place) = (level / together, level % together);
+            let from = &all[from * COLUMNS * size..(from + 1) * COLUMNS * size];
+            for (from, to) in from.chunks_exact(size).zip(glwe.chunks_exact_mut(size)) {
                 let (mut to, from) = (Polynomial::from_container(to), Polynomial::from_container(from));
-                polynomial_wrapping_monic_monomial_div(&mut to, &from, MonomialDegree(level * size / levels));
+                polynomial_wrapping_monic_monomial_div(&mut to, &from, MonomialDegree(place * size / together));
             }
             self.trace(&mut glwe, shared..size.ilog2() as usize, room);
             // The phase of (b, 0) is −b·s, and a·s² comes from the key of s²: −s·(b − a·s) in all.
@@ -327,12 +337,12 @@ impl Multiplier<'_> {
     }
 }
 
-/// The trivial accumulator that looks up all levels of the gadget: P(j)/B^l at coefficient (l − 1)·N/ℓ + j.
-fn fill_levels(table: &[i32], accumulator: &mut [u64]) {
-    accumulator.fill(0);
-    let size = accumulator.len() / COLUMNS;
-    let (base, levels) = (GADGET.base_log.0, GADGET.level.0);
-    for (level, words) in accumulator[size..].chunks_exact_mut(size / levels).enumerate() {
+/// The trivial accumulators that look up all levels of the gadget, as many in each: P(j)/B^l at coefficient j from where the level starts.
+fn fill_levels(table: &[i32], accumulators: &mut [u64], p: &Parameters) {
+    accumulators.fill(0);
+    let (base, size) = (GADGET.base_log.0, p.polynomial_size.0);
+    let bodies = accumulators.chunks_exact_mut(p.glwe_words()).map(|glwe| &mut glwe[p.glwe_words() - size..]);
+    for (level, words) in bodies.flat_map(|body| body.chunks_exact_mut(table.len())).enumerate() {
         for (word, &entry) in words.iter_mut().zip(table) {
             *word = (i64::from(entry) as u64) << (64 - base * (level + 1));
         }
@@ -375,7 +385,7 @@ mod tests {
         let big = crate::tests::encrypt_under(&client, &[(64 * 5 + 32) << 52]);
         super::super::switch::keyswitch(&key.keyswitch, p.keyswitch, &[&big[0]], &mut argument);
         let mut accumulator = vec![0; p.glwe_words()];
-        fill_levels(&table, &mut accumulator);
+        fill_levels(&table, &mut accumulator, &p);
         multiplier.rotator.turn(&mut accumulator, &[&argument], 0);
         let (mut room, mut ggsw) = (Room::new(fft.as_view()), zeros(GADGET.level.0 * COLUMNS * p.glwe_words() / 2));
         multiplier.make_ggsw(&accumulator, &mut ggsw, &mut room);

@@ -228,11 +228,12 @@ impl Backend for RankedBackend<'_> {
         let layout = Layout::Samples(Samples::new(x.slots as usize, x.stride as usize, self.parameters()));
         let mut before = vec![0];
         before.extend(x.terms.iter().scan(0, |sum, &n| {
-            *sum += u64::from(n);
+            *sum += u64::from(n) * u64::from(x.rotations);
             Some(*sum)
         }));
         let compute = |units: Range<usize>, out: &mut [u64]| {
-            let terms = before[units.start] as usize..before[units.end] as usize;
+            let each = u64::from(x.rotations);
+            let terms = (before[units.start] / each) as usize..(before[units.end] / each) as usize;
             let instruction = &x.part(units, size);
             let (arguments, glwes) = (products.arguments[terms.clone()].to_vec(), products.glwes[terms].to_vec());
             self.inner.external_product(&ExternalProducts { arguments, glwes, instruction }, out, &|_| ())

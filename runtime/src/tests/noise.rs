@@ -219,16 +219,16 @@ fn the_exact_interval_covers() {
 }
 
 /// Errors of sums of external products under fresh keys of these parameters, and what is modelled of them.
-fn external_errors(p: Parameters, sums: usize, terms: usize) -> (Vec<f64>, f64) {
+fn external_errors(p: Parameters, rotations: usize, sums: usize, terms: usize) -> (Vec<f64>, f64) {
     use thex_circuit::instruction::{Block, ExternalProduct};
     let bundle = ClientBundle { parameters: p.with_external(true), ..bundle() };
     let (client, server) = keys::generate(&bundle, None).unwrap();
     let backend = CpuBackend::new(server.expand());
-    let (size, slots, entries) = (p.polynomial_size.0, 5, p.polynomial_size.0 / 4);
+    let (size, slots, entries) = (p.polynomial_size.0, 5, p.polynomial_size.0 * rotations / 4);
     // P(x) = 16·(j/64) − 64: wide steps, so that the argument's noise changes nothing.
-    let table: Vec<i32> = (0..entries).map(|j| 16 * (j / 64) as i32 - 64).collect();
+    let table: Vec<i32> = (0..entries).map(|j| (16 * (j / 64) as i32) / rotations as i32 - 64).collect();
     let count = sums * terms;
-    let step = |t: usize| t * 7 % 8;
+    let step = |t: usize| t * 7 % (8 * rotations);
     let arguments: Vec<u64> = (0..count).map(|t| torus((64 * step(t) + 32) as f64 / (2 * size) as f64)).collect();
     let mut small = vec![0; count * p.lwe_dimension.to_lwe_size().0];
     backend.keyswitch(&views(&encrypt_under(&client, &arguments)), &mut small).unwrap();
@@ -243,6 +243,7 @@ fn external_errors(p: Parameters, sums: usize, terms: usize) -> (Vec<f64>, f64) 
         dst: Block { start: 0, len: (sums * slots) as u32 },
         slots: slots as u32,
         stride: stride as u32,
+        rotations: rotations as u32,
         terms: vec![terms as u32; sums],
         argument: (0..count as u32).collect(),
         accumulator: (0..count).map(|t| (t % terms) as u32).collect(),
@@ -276,9 +277,9 @@ fn external_errors(p: Parameters, sums: usize, terms: usize) -> (Vec<f64>, f64) 
 
 #[test]
 fn external_products_have_the_modelled_noise() {
-    for (bootstrap, grouping) in [("15x2", 2), ("12x3", 2), ("9x4", 2), ("15x2", 1)] {
+    for (bootstrap, grouping, rotations) in [("15x2", 2, 1), ("12x3", 2, 2), ("9x4", 2, 4), ("15x2", 1, 1)] {
         let text = format!("n=850,k=1,N=2048,ks=3x5,bs={bootstrap},pk=12x3,gf={grouping}");
-        let (errors, modelled) = external_errors(text.parse().unwrap(), 24, 8);
+        let (errors, modelled) = external_errors(text.parse().unwrap(), rotations, 24, 8);
         println!("2^{:.2}", 0.5 * modelled.log2());
         let ratio = ratio(&format!("external, gf={grouping} bs={bootstrap}"), &errors, modelled);
         assert!((0.4..1.6).contains(&ratio), "{text}: {ratio}");

@@ -1,5 +1,6 @@
 //! V012 to V017: ranges, encodings and integer weights are there and agree.
 
+use crate::he::sum_of_products;
 use thex_circuit::Encoding;
 
 use super::{Findings, View, he, is_lwe};
@@ -164,14 +165,15 @@ pub(super) fn outputs_do_not_wrap(view: &View<'_>, findings: &mut Findings<'_>) 
 /// integer table multiplies them all.
 pub(super) fn slots_share_a_table(view: &View<'_>, findings: &mut Findings<'_>) {
     for (id, op) in view.he_nodes().filter(|_| view.placed()) {
-        let HeOp::LutProduct { accumulator, slots, .. } = op else { continue };
+        let HeOp::LutProduct { accumulator, slots, sums, .. } = op else { continue };
+        let group_of = sum_of_products(accumulator.len(), sums.as_ref());
         let Some(&pack) = view.operands(id).get(1) else { continue };
         let Some(HeOp::Pack { gather, .. }) = view.he(pack) else { continue };
         let outputs = view.graph.node(id).facts.encodings.as_deref().map_or(&[][..], Vec::as_slice);
         let sources = view.operands(pack);
         let unequal = accumulator.iter().enumerate().filter(|(rotation, p)| {
             let packed = gather.chunks((*slots).max(1)).nth(**p as usize).unwrap_or(&[]);
-            let products = outputs.chunks((*slots).max(1)).nth(*rotation).unwrap_or(&[]);
+            let products = outputs.chunks((*slots).max(1)).nth(group_of.get(*rotation).copied().unwrap_or(0)).unwrap_or(&[]);
             let filled = packed.iter().zip(products).filter(|(a, _)| **a != Address::ABSENT);
             let gains: Vec<f64> = filled.map(|(a, e)| scale_of(view, sources, *a) / e.scale).collect();
             gains.iter().any(|g| (g / gains[0] - 1.0).abs() > SLACK)

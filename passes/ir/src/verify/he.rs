@@ -1,5 +1,6 @@
 //! V008 to V011: homomorphic operations are well formed.
 
+use thex_circuit::external;
 use super::{Findings, View, is_lwe};
 use crate::graph::NodeId;
 use crate::he::{Address, Domain, HeLinear, HeOp, Purpose};
@@ -77,10 +78,10 @@ pub(super) fn operand_kinds(view: &View<'_>, findings: &mut Findings<'_>) {
         match op {
             HeOp::Encrypt => expect(view, findings, id, 0, "input"),
             HeOp::Pbs { .. } => expect(view, findings, id, 0, "keyswitch"),
-            HeOp::LutProduct { argument, accumulator, slots, .. } => {
+            HeOp::LutProduct { argument, accumulator, slots, sums, .. } => {
                 expect(view, findings, id, 0, "keyswitch");
                 expect(view, findings, id, 1, "pack");
-                product_sizes(view, findings, id, argument, accumulator, *slots);
+                product_sizes(view, findings, id, (argument, accumulator), *slots, sums.as_deref());
             }
             HeOp::Linear { .. } | HeOp::Keyswitch { .. } | HeOp::Pack { .. } | HeOp::Decrypt { .. } => {}
         }
@@ -99,17 +100,22 @@ fn product_sizes(
     view: &View<'_>,
     findings: &mut Findings<'_>,
     id: NodeId,
-    argument: &[u32],
-    accumulator: &[u32],
+    (argument, accumulator): (&[u32], &[u32]),
     slots: usize,
+    sums: Option<&Vec<u32>>,
 ) {
     let rotations = argument.len();
     if accumulator.len() != rotations {
         findings.node(id, format!("{rotations} arguments, but {} accumulators", accumulator.len()));
     }
     let shape = &view.graph.node(id).shape;
-    if rotations.checked_mul(slots).is_none_or(|n| *shape != [n]) {
-        findings.node(id, format!("{rotations} rotations of {slots} slots, but shape {shape:?}"));
+    let groups = sums.map_or(rotations, Vec::len);
+    if groups.checked_mul(slots).is_none_or(|n| *shape != [n]) {
+        let what = if sums.is_some() { "sums" } else { "rotations" };
+        findings.node(id, format!("{groups} {what} of {slots} slots, but shape {shape:?}"));
+    }
+    if let Some(summed) = sums.map(|s| s.iter().map(|&n| n as usize).sum::<usize>()).filter(|n| *n != rotations) {
+        findings.node(id, format!("its sums have {summed} products, it has {rotations}"));
     }
     let &[keyswitch, pack] = view.operands(id) else { return };
     let arguments = view.elements(keyswitch);
@@ -125,7 +131,7 @@ fn product_sizes(
 }
 
 /// V011: a pack fills whole GLWEs; slots and positions are positive. With polynomial size N, a pbs looks up N positions or 2N, and
-/// a lut-product with m slots N/m, and arguments were made for that domain.
+/// a lut-product with m slots N/m, one of sums N/4, N/2 or N, and arguments were made for that domain.
 pub(super) fn slots_and_positions(view: &View<'_>, findings: &mut Findings<'_>) {
     for (id, op) in view.he_nodes() {
         match op {
@@ -136,6 +142,7 @@ pub(super) fn slots_and_positions(view: &View<'_>, findings: &mut Findings<'_>) 
             }
             HeOp::Keyswitch { domain: Domain { positions: 0, .. }, .. } => findings.node(id, "has no positions"),
             HeOp::LutProduct { slots: 0, .. } => findings.node(id, "has no slots"),
+            HeOp::LutProduct { sums: Some(_), .. } => positions_of(view, findings, id, 0),
             HeOp::LutProduct { slots, .. } => positions_of(view, findings, id, *slots),
             HeOp::Pbs { .. } => positions_of(view, findings, id, 1),
             HeOp::Encrypt | HeOp::Linear { .. } | HeOp::Keyswitch { .. } | HeOp::Decrypt { .. } => {}
@@ -149,7 +156,12 @@ fn positions_of(view: &View<'_>, findings: &mut Findings<'_>, id: NodeId, slots:
     let Some(HeOp::Keyswitch { gather, domain }) = view.he(keyswitch) else { return };
     let positions = domain.positions;
     let full = matches!(view.he(id), Some(HeOp::Pbs { .. })) && positions == 2 * size;
-    if positions != size / slots && !full {
+    // External products: a slot is none of the argument's.
+    let external = slots == 0 && external::rotations(size, positions).is_some();
+    if slots == 0 && !external {
+        findings.node(id, format!("its keyswitch has {positions} positions, must have {size}/4, {size}/2 or {size}"));
+    }
+    if slots > 0 && positions != size / slots && !full {
         findings.node(id, format!("its keyswitch has {positions} positions, must have {size}/{slots}"));
     }
     let sources = view.operands(keyswitch);

@@ -203,6 +203,7 @@ pub fn placed() -> Graph {
         argument: Arc::new(vec![0, 1, 3]),
         accumulator: Arc::new(vec![0, 1, 0]),
         slots: 2,
+        sums: None,
     };
     let z = add_he(&mut g, "product", op, 6, &[rotated, pack], Some(FREE));
     let y =
