@@ -18,9 +18,9 @@
 //! of the feed-forward maps and theirs, and T²·W² for keys centred over the tokens, which are one dense map. THE-X: norms are linear, so
 //! the stream of layer l is a map over A = W + l·(W + F) atoms a token, and q, k, v, the hidden elements and what the head reads are A wide or more.
 //!
-//! **External products** (not built; an estimate). A circuit bootstrap turns each element of q into a GGSW at about [`CIRCUIT_BOOTSTRAP`] rotations; external
-//! products with packed keys, n times cheaper than a rotation each, then give all T scores, so scores stop growing with T². Contexts
-//! likewise with e or v as GGSW, whichever is fewer. Exponentials are R·T·h either way. The noise of such a chain has not been measured.
+//! **External products.** A GGSW of an element of q takes 1, 2 or 4 rotations, and gives its products with all T keys: R·W rotations or so, packs as before. Contexts
+//! likewise with e or v as GGSW, whichever is fewer. So scores and contexts stop growing with T²·d; exponentials are R·T·h either way. The table has
+//! [`ROTATIONS`], which the planner takes for BERT-tiny.
 //!
 //! `compiler/tests/scale.rs` holds the formulas to compiled circuits.
 
@@ -33,8 +33,11 @@ use thex_runtime::KernelTimes;
 use thex_runtime::ranks::Kind;
 use thex_runtime::ranks::volume::{self, Network, ScalingRow, Step};
 
-/// Rotations that the circuit bootstrap of one element would cost: between the 2 and 3.5 of designs with two or three levels.
-pub const CIRCUIT_BOOTSTRAP: f64 = 3.0;
+/// Rotations of a GGSW in scores and in contexts, in the table.
+pub const ROTATIONS: [u64; 2] = [1, 4];
+
+/// What making a GGSW costs beside its rotations, in rotations (as in `insert-bootstraps`).
+const CONVERSION: f64 = 0.2;
 
 /// What packing one ciphertext counts as, in rotations (as in `insert-bootstraps`).
 const PACK_COST: f64 = 0.07;
@@ -59,6 +62,8 @@ pub struct Size {
     pub one_row: bool,
     /// m: products that share a rotation, at most.
     pub slots: u64,
+    /// Rotations of a GGSW in scores and in contexts, where these are external products.
+    pub external: Option<[u64; 2]>,
 }
 
 /// Work of a layer or a model.
@@ -76,8 +81,6 @@ pub struct Counts {
     pub keyswitches: u64,
     /// Weights times ciphertexts.
     pub multiply_adds: u64,
-    /// Rotations that scores and contexts would take as external products, by [`CIRCUIT_BOOTSTRAP`].
-    pub attention_external: f64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -88,7 +91,6 @@ impl std::ops::AddAssign for Counts {
         self.packs += x.packs;
         self.keyswitches += x.keyswitches;
         self.multiply_adds += x.multiply_adds;
-        self.attention_external += x.attention_external;
     }
 }
 
@@ -103,12 +105,6 @@ impl Counts {
     #[must_use]
     pub fn attention_share(&self) -> f64 {
         self.attention as f64 / self.pbs().max(1) as f64
-    }
-
-    /// Rotations if scores and contexts were external products, where that is less.
-    #[must_use]
-    pub fn pbs_external(&self) -> f64 {
-        self.pbs() as f64 - self.attention as f64 + self.attention_external.min(self.attention as f64)
     }
 
     /// Seconds at kernel times in full batches.
@@ -129,11 +125,22 @@ struct Product {
     rotations: u64,
     packs: u64,
     rotating: u64,
+    /// Whether each rotating element is a GGSW.
+    external: bool,
 }
 
 impl Product {
+    fn by_rotation(rotating: u64, each: u64, packs: u64) -> Self {
+        Self { rotations: rotating * each, packs, rotating, external: false }
+    }
+
+    fn external(rotating: u64, each: u64, packs: u64) -> Self {
+        Self { rotations: rotating * each, packs, rotating, external: true }
+    }
+
     fn cheaper(self, other: Self) -> Self {
-        let cost = |p: &Self| p.rotations as f64 + PACK_COST * p.packs as f64;
+        let conversions = |p: &Self| if p.external { CONVERSION * p.rotating as f64 } else { 0.0 };
+        let cost = |p: &Self| p.rotations as f64 + conversions(p) + PACK_COST * p.packs as f64;
         if cost(&other) < cost(&self) { other } else { self }
     }
 }
@@ -146,14 +153,20 @@ impl Size {
 
     fn scores(&self, r: u64) -> Product {
         let (t, w, m) = (self.tokens, self.width, self.slots);
-        let q = Product { rotations: r * w * t.div_ceil(m), packs: t * w, rotating: r * w };
-        q.cheaper(Product { rotations: t * w * r.div_ceil(m), packs: r * w, rotating: t * w })
+        let q = Product::by_rotation(r * w, t.div_ceil(m), t * w);
+        let by_rotation = q.cheaper(Product::by_rotation(t * w, r.div_ceil(m), r * w));
+        let Some([each, _]) = self.external else { return by_rotation };
+        let external = Product::external(r * w, each, t * w).cheaper(Product::external(t * w, each, r * w));
+        by_rotation.cheaper(external)
     }
 
     fn contexts(&self, r: u64) -> Product {
         let (t, w, h, m) = (self.tokens, self.width, self.heads, self.slots);
-        let e = Product { rotations: r * t * h * (w / h).div_ceil(m), packs: t * w, rotating: r * t * h };
-        e.cheaper(Product { rotations: t * w * r.div_ceil(m), packs: r * t * h, rotating: t * w })
+        let e = Product::by_rotation(r * t * h, (w / h).div_ceil(m), t * w);
+        let by_rotation = e.cheaper(Product::by_rotation(t * w, r.div_ceil(m), r * t * h));
+        let Some([_, each]) = self.external else { return by_rotation };
+        let external = Product::external(r * t * h, each, t * w).cheaper(Product::external(t * w, each, r * t * h));
+        by_rotation.cheaper(external)
     }
 
     fn attention(&self, r: u64, profile: Profile) -> Counts {
@@ -170,9 +183,10 @@ impl Size {
             attention,
             packs: scores.packs + contexts.packs + r * h,
             keyswitches: look_ups + scores.rotating + contexts.rotating + normalised,
-            // Scores are sums of d products, contexts of T; the rest are sums over a row, and its shift.
-            multiply_adds: (looks + 1) * r * t * w + (2 * looks - 1) * r * t * h,
-            attention_external: CIRCUIT_BOOTSTRAP * (r * w + (r * t * h).min(t * w)) as f64,
+            // Scores are sums of d products, contexts of T, unless external products have summed them; the rest are sums over a row, and its shift.
+            multiply_adds: if scores.external { looks * r * t * h } else { looks * r * t * w }
+                + if contexts.external { r * w } else { r * t * w }
+                + (2 * looks - 1) * r * t * h,
         }
     }
 
@@ -268,7 +282,7 @@ pub fn ranked_text(slots: u64, p: &Parameters, times: &KernelTimes, network: &Ne
     let mut out = String::new();
     for (width, heads, layers) in MODELS {
         let tokens = RANKED_TOKENS;
-        let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots };
+        let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots, external: None };
         let rows = size.scaling(p, times, network);
         let _ = writeln!(out, "\nwidth {width}, {layers} layers, {tokens} tokens, exact, on paper");
         out += &volume::text(&rows, times.threads, network);
@@ -293,8 +307,10 @@ pub struct ScaleRow {
     pub hours_2: f64,
     /// Hours on 64 cores, if time falls with the number of cores.
     pub hours_64: f64,
-    /// Rotations with scores and contexts as external products, on paper.
-    pub pbs_external: f64,
+    /// Blind rotations with scores and contexts as external products, where that is less.
+    pub pbs_external: u64,
+    /// Hours on two cores with them.
+    pub hours_2_external: f64,
 }
 
 /// Sequence lengths of the table.
@@ -308,17 +324,19 @@ pub const SLOTS: u64 = 8;
 
 fn row(size: Size, profile: Profile, times: &KernelTimes) -> ScaleRow {
     let counts = size.counts(profile);
+    let external = Size { external: Some(ROTATIONS), ..size }.counts(profile);
     // One core's hours, all threads of the measurement together.
-    let hours = counts.seconds(times) * times.threads as f64 / 3600.0;
+    let hours = |counts: &Counts| counts.seconds(times) * times.threads as f64 / 3600.0;
     ScaleRow {
         size,
         profile: profile.name(),
         pbs: counts.pbs(),
         packs: counts.packs,
         attention_share: counts.attention_share(),
-        hours_2: hours / 2.0,
-        hours_64: hours / 64.0,
-        pbs_external: counts.pbs_external(),
+        hours_2: hours(&counts) / 2.0,
+        hours_64: hours(&counts) / 64.0,
+        pbs_external: external.pbs(),
+        hours_2_external: hours(&external) / 2.0,
     }
 }
 
@@ -328,7 +346,7 @@ pub fn table(slots: u64, times: &KernelTimes) -> Vec<ScaleRow> {
     let mut rows = Vec::new();
     for (width, heads, layers) in MODELS {
         for tokens in TOKENS {
-            let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots };
+            let size = Size { tokens, width, heads, hidden: 4 * width, layers, one_row: true, slots, external: None };
             rows.extend([Profile::Exact, Profile::TheX].map(|profile| row(size, profile, times)));
         }
     }
@@ -341,19 +359,21 @@ pub fn text(rows: &[ScaleRow], slots: u64, times: &KernelTimes) -> String {
     let mut out = format!(
         "on paper: BERT-like models whose head reads one token, up to {slots} products a rotation; a PBS of {:.2} ms on {} threads,\n\
          and time that falls with the number of cores. `attention`: part of the PBS in scores and contexts. `external`: PBS\n\
-         if those were external products, an estimate of what is not built.\n\n",
+         and hours on 2 cores where those are external products, in {} and {} rotations a GGSW.\n\n",
         times.pbs_ns * 1e-6,
-        times.threads
+        times.threads,
+        ROTATIONS[0],
+        ROTATIONS[1]
     );
     let _ = writeln!(
         out,
-        "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>10} {:>10} {:>10} {:>12}",
-        "width", "layers", "heads", "tokens", "form", "PBS", "packs", "attention", "h, 2", "h, 64", "external"
+        "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>10} {:>10} {:>10} {:>12} {:>10}",
+        "width", "layers", "heads", "tokens", "form", "PBS", "packs", "attention", "h, 2", "h, 64", "external", "h, 2"
     );
     for r in rows {
         let _ = writeln!(
             out,
-            "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>8.0} % {:>10.2} {:>10.3} {:>12.0}",
+            "{:>5} {:>6} {:>5} {:>6} {:<6} {:>12} {:>11} {:>8.0} % {:>10.2} {:>10.3} {:>12} {:>10.2}",
             r.size.width,
             r.size.layers,
             r.size.heads,
@@ -364,7 +384,8 @@ pub fn text(rows: &[ScaleRow], slots: u64, times: &KernelTimes) -> String {
             100.0 * r.attention_share,
             r.hours_2,
             r.hours_64,
-            r.pbs_external
+            r.pbs_external,
+            r.hours_2_external
         );
     }
     out

@@ -336,7 +336,8 @@ fn options_of_passes_are_checked_and_change_the_circuit() {
     fail(&with("softmax:alpha=1"), &["TX0012", "no pass `softmax`", "exact-softmax"]);
     fail(&with("exact-softmax:alpha=2"), &["TX0012", "from 0.05 to 1"]);
     assert!(!out.with_extension("circuit").exists());
-    succeed(&with("insert-bootstraps:max-slots=2"));
+    let rotations = ["-x", "insert-bootstraps:external-products=false"];
+    succeed(&[&with("insert-bootstraps:max-slots=2")[..], &rotations].concat());
     let pbs = |name: &str| thex_circuit::Circuit::load(&FIXTURE.path(name)).unwrap().0.pbs_count();
     assert!(pbs("tuned.circuit") > pbs("b.circuit"), "smaller packs must cost more rotations");
 }

@@ -479,6 +479,12 @@ impl ServerKey {
         )
     }
 
+    /// The conversion key with its masks, in standard form.
+    #[cfg(test)]
+    pub(crate) fn standard_conversion(&self) -> Option<GlweCiphertextListOwned<u64>> {
+        self.conversion.clone().map(SeededGlweCiphertextList::decompress_into_glwe_ciphertext_list)
+    }
+
     /// The bootstrap key with its masks, in standard form.
     #[cfg(test)]
     pub(crate) fn standard_bootstrap(&self) -> LweBootstrapKeyOwned<u64> {

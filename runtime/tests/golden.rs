@@ -116,10 +116,19 @@ fn a_kept_circuit_of_version_3_gives_the_kept_result() {
 }
 
 #[test]
+fn a_kept_circuit_of_version_4_gives_the_kept_result() {
+    let golden = Golden::open("v4/external");
+    let (circuit, _) = Circuit::load(&golden.path("m.circuit")).unwrap();
+    assert!(circuit.parameters.external);
+    assert!(circuit.instructions.iter().any(|i| i.mnemonic() == "external_product"));
+    golden.assert_near(&golden.run_again());
+}
+
+#[test]
 fn what_is_read_is_written_without_loss() {
     let folder = tempfile::tempdir().unwrap();
     let again = folder.path().join("x");
-    for name in ["v1/text", "v1/attention", "v2/extended", "v3/grouped"] {
+    for name in ["v1/text", "v1/attention", "v2/extended", "v3/grouped", "v4/external"] {
         let golden = Golden::open(name);
         let (circuit, _) = Circuit::load(&golden.path("m.circuit")).unwrap();
         std::fs::write(&again, circuit.to_bytes().unwrap()).unwrap();

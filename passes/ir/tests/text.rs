@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{SIZE, calibrated, named, placed, transformer};
+use common::{SIZE, calibrated, named, placed, summed, transformer};
 use ndarray::ArrayD;
 use proptest::prelude::*;
 use thex_ir::he::Purpose;
@@ -47,6 +47,8 @@ fn fixtures_round_trip() {
     assert_round_trips(&calibrated());
     assert_round_trips(&Graph::new());
     assert_round_trips(&over_the_full_torus());
+    assert_round_trips(&summed());
+    assert!(print(&summed()).contains("sums"));
 }
 
 /// A look-up of ReLU less half its argument, with all positions of the torus.

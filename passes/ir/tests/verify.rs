@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::{SIZE, calibrated, named, one_range, placed, transformer};
+use common::{SIZE, calibrated, named, one_range, placed, summed, transformer};
 use ndarray::{ArrayD, IxDyn};
 use thex_circuit::Encoding;
 use thex_ir::graph::Ranges;
@@ -201,6 +201,29 @@ fn v010_operand_kinds() {
     breaks(&["V010"], placed(), |g| product(g).1.push(0));
     breaks(&["V010"], placed(), |g| product(g).0.push(0));
     breaks(&["V010", "V011"], placed(), |g| *product(g).2 = 3);
+}
+
+#[test]
+fn v010_and_v011_of_sums() {
+    fn sums(g: &mut Graph) -> &mut Vec<u32> {
+        match he(g, "product") {
+            HeOp::LutProduct { sums: Some(sums), .. } => Arc::make_mut(sums),
+            other => panic!("{}", other.mnemonic()),
+        }
+    }
+    breaks(&["V010"], summed(), |g| sums(g)[0] = 1);
+    breaks(&["V010"], summed(), |g| sums(g).push(0));
+    breaks(&["V010"], summed(), |g| sums(g).truncate(2));
+    breaks(&["V011", "V015"], summed(), |g| {
+        for name in ["rotated", "factor"] {
+            match he(g, name) {
+                HeOp::Keyswitch { domain, .. } | HeOp::Linear { purpose: Purpose::Argument { domain }, .. } => {
+                    domain.positions = SIZE / 8;
+                }
+                other => panic!("{}", other.mnemonic()),
+            }
+        }
+    });
 }
 
 #[test]

@@ -20,8 +20,9 @@ use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, LookUp, Node, Node
 
 use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of, with_lines};
 use super::budget::{Price, cheapest};
-use super::insert_rescale::{EXTERNAL_NOISE, error_sources};
+use super::insert_rescale::{Analysis, EXTERNAL_NOISE, error_sources};
 use super::products::{MatMulShape, ProductPlan, ProductPlans, Rotate, Schedule};
+use super::select_parameters::{SelectParameters, Verdict};
 use super::sensitivity::{self, LEAST_ROTATION, Sensitivity};
 use super::{CONVERSION, rotations_of, usable};
 use super::variate::{self, Variate, Variates};
@@ -140,28 +141,58 @@ impl Candidate {
 /// Bootstraps whose outputs are quiet enough for external products: `select-parameters` gets there if these are taken.
 const QUIET: Decomposition = Decomposition::new(12, 3);
 
-/// The product whose external products are the noisiest, where all of them together add more than the budget to the outputs.
-fn too_noisy(graph: &Graph, plans: &Plans, budget: f64, cx: &mut PassCx) -> Result<Option<NodeId>> {
-    let trial = lower(graph, plans, &cx.parameters)?;
-    if !trial.graph.ids().any(|id| trial.graph.is_external_product(id)) {
-        return Ok(None);
+fn plans_of(chosen: &[(NodeId, Candidate)]) -> ProductPlans {
+    chosen.iter().map(|(id, candidate)| (*id, candidate.plan)).collect()
+}
+
+/// A graph lowered by some plans, to be judged.
+struct Trial {
+    lowered: Lowered,
+    analysis: Analysis,
+}
+
+impl Trial {
+    fn new(graph: &Graph, chosen: &[(NodeId, Candidate)], others: &Plans, cx: &PassCx) -> Result<Self> {
+        let plans = Plans { products: plans_of(chosen), ..others.clone() };
+        let lowered = lower(graph, &plans, &cx.parameters)?;
+        let analysis = Analysis::new(&lowered.graph, cx)?;
+        Ok(Self { lowered, analysis })
     }
-    let parameters = cx.parameters;
-    if !cx.parameters_fixed {
-        cx.parameters.bootstrap = QUIET;
+
+    /// The product whose external products are the noisiest, where all of them together add more than the budget to the outputs.
+    fn noisiest(&self, budget: f64, cx: &mut PassCx) -> Option<NodeId> {
+        let parameters = cx.parameters;
+        if !cx.parameters_fixed {
+            cx.parameters.bootstrap = QUIET;
+        }
+        let sources = error_sources(&self.lowered.graph, cx, &self.analysis);
+        cx.parameters = parameters;
+        let outputs = self.analysis.sensitivity.outputs.max(1) as f64;
+        let of = |site: &ProductSite| {
+            let name = &self.lowered.graph.node(site.product).name;
+            let noise = sources.iter().filter(|s| s.kind == EXTERNAL_NOISE && s.node == *name);
+            noise.map(|s| s.variance * outputs).sum::<f64>()
+        };
+        let noises: Vec<(NodeId, f64)> = self.lowered.products.iter().map(|(&id, site)| (id, of(site))).collect();
+        let all: f64 = noises.iter().map(|(_, noise)| noise).sum();
+        let noisiest = noises.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        noisiest.filter(|_| all > budget).map(|(id, _)| id)
     }
-    let sources = error_sources(&trial.graph, cx);
-    cx.parameters = parameters;
-    let (sources, outputs) = sources?;
-    let of = |site: &ProductSite| {
-        let name = &trial.graph.node(site.product).name;
-        let noise = sources.iter().filter(|s| s.kind == EXTERNAL_NOISE && s.node == *name);
-        noise.map(|s| s.variance * outputs as f64).sum::<f64>()
-    };
-    let noises: Vec<(NodeId, f64)> = trial.products.iter().map(|(&id, site)| (id, of(site))).collect();
-    let all: f64 = noises.iter().map(|(_, noise)| noise).sum();
-    let noisiest = noises.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
-    Ok(noisiest.filter(|_| all > budget).map(|(id, _)| id))
+
+    /// Whether external products are worth it, at the parameters that either would get.
+    fn beats(&self, by_rotation: &Self, cx: &mut PassCx) -> bool {
+        let of = |trial: &Self| SelectParameters::default().verdict(&trial.lowered.graph, cx, &trial.analysis);
+        let (Some(ours), Some(theirs)) = (of(self), of(by_rotation)) else { return false };
+        let seconds = |verdict: &Verdict| verdict.cost * 1e-3;
+        cx.note(format!(
+            "external products: about {:.0} s and a modelled error of {:.4}; by rotations alone {:.0} s and {:.4}",
+            seconds(&ours),
+            ours.error,
+            seconds(&theirs),
+            theirs.error
+        ));
+        ours.beats(&theirs)
+    }
 }
 
 /// Variance that the argument noise of whole-table look-ups adds to the outputs.
@@ -195,24 +226,25 @@ impl InsertBootstraps {
             * sensitivity.outputs as f64;
         let budget = asked.max(self.product_share * look_up_noise(&lowered.graph, sensitivity, cx));
         let floored = sensitivity.floored(budget, LEAST_ROTATION);
-        let mut rejected: BTreeSet<NodeId> = BTreeSet::new();
-        if !self.external_products {
-            rejected.extend(lowered.products.keys());
-        }
+        let all: BTreeSet<NodeId> = lowered.products.keys().copied().collect();
+        let by_rotation = self.cheapest_plans((graph, lowered), &floored, cx, (budget, &all));
+        let mut rejected = if self.external_products { BTreeSet::new() } else { all };
         loop {
             let chosen = self.cheapest_plans((graph, lowered), &floored, cx, (budget, &rejected));
-            let products = chosen.iter().map(|(id, candidate)| (*id, candidate.plan)).collect();
-            let plans = Plans { products, ..others.clone() };
-            let noisy = match rejected.len() < lowered.products.len() {
-                true => too_noisy(graph, &plans, budget, cx)?,
-                false => None,
+            let external = chosen.iter().any(|(_, candidate)| candidate.plan.external.is_some());
+            let trial = if external { Some(Trial::new(graph, &chosen, others, cx)?) } else { None };
+            if let Some(id) = trial.as_ref().and_then(|trial| trial.noisiest(budget, cx)) {
+                cx.note(format!("{}: external products would be too noisy here", graph.node(id).name));
+                rejected.insert(id);
+                continue;
+            }
+            let better = match trial {
+                Some(trial) => trial.beats(&Trial::new(graph, &by_rotation, others, cx)?, cx),
+                None => false,
             };
-            let Some(id) = noisy else {
-                chosen.iter().for_each(|(id, candidate)| cx.note(candidate.describe(&graph.node(*id).name, budget)));
-                return Ok(plans.products);
-            };
-            cx.note(format!("{}: external products would be too noisy here", graph.node(id).name));
-            rejected.insert(id);
+            let taken = if better { chosen } else { by_rotation };
+            taken.iter().for_each(|(id, candidate)| cx.note(candidate.describe(&graph.node(*id).name, budget)));
+            return Ok(plans_of(&taken));
         }
     }
 

@@ -128,15 +128,15 @@ impl Pass for InsertRescale {
 /// What [`ErrorSource::kind`] says of the noise of external products.
 pub(super) const EXTERNAL_NOISE: &str = "external noise";
 
-/// Sources of error of a lowered graph at its best amplitudes, as variances of an output; and how many outputs there are.
-pub(super) fn error_sources(graph: &Graph, cx: &PassCx) -> Result<(Vec<ErrorSource>, usize)> {
-    let Analysis { sensitivity, floored, rounding } = Analysis::new(graph, cx)?;
-    let mut guarded = Scaling::new(graph, cx, &floored, &rounding);
+/// Sources of error of a lowered graph at its best amplitudes, as variances of an output.
+pub(super) fn error_sources(graph: &Graph, cx: &PassCx, analysis: &Analysis) -> Vec<ErrorSource> {
+    let Analysis { sensitivity, floored, rounding } = analysis;
+    let mut guarded = Scaling::new(graph, cx, floored, rounding);
     guarded.collect();
     let amplitudes = minimise(&guarded.terms, &guarded.bounds);
-    let mut problem = Scaling::new(graph, cx, &sensitivity, &rounding);
+    let mut problem = Scaling::new(graph, cx, sensitivity, rounding);
     problem.collect();
-    Ok((problem.sources(&amplitudes), sensitivity.outputs.max(1)))
+    problem.sources(&amplitudes)
 }
 
 /// Weights that differ by no more than this, relatively, are equal.

@@ -229,4 +229,35 @@ mod tests {
         assert_eq!(schedule.rotations.len(), 4);
         assert_eq!(schedule.packed(), 8);
     }
+
+    #[test]
+    fn external_products_cover_every_product_once_in_order_of_their_sums() {
+        let shape = MatMulShape { batch: 2, m: 3, k: 4, n: 5 };
+        let (left, right) = (vec![true; 2 * 3 * 4], vec![true; 2 * 4 * 5]);
+        let mut demanded = vec![true; 2 * 3 * 5];
+        demanded[..5].fill(false);
+        for (rotate, rows) in [(Rotate::Left, 5), (Rotate::Right, 10)] {
+            let plan = ProductPlan { rotate, slots: 1, external: Some(1) };
+            let schedule = Schedule::new(&shape, plan, &left, &right, &demanded);
+            assert_eq!(schedule.sums, vec![shape.k as u32; rows]);
+            assert_eq!(schedule.rotations.len(), rows * shape.k);
+            let mut hits = vec![0; demanded.len()];
+            schedule.rotations.iter().flat_map(|r| &r.out).for_each(|&o| hits[o] += 1);
+            assert!(hits.iter().zip(&demanded).all(|(&h, &d)| !d || h == shape.k), "{rotate:?}");
+            for sum in schedule.rotations.chunks(shape.k) {
+                assert!(sum.iter().all(|r| r.out == sum[0].out));
+            }
+        }
+    }
+
+    #[test]
+    fn external_products_leave_public_terms_out() {
+        let shape = MatMulShape { batch: 1, m: 2, k: 3, n: 2 };
+        let mut left = vec![true; 6];
+        left[1] = false;
+        let plan = ProductPlan { rotate: Rotate::Left, slots: 1, external: Some(2) };
+        let schedule = Schedule::new(&shape, plan, &left, &[true; 6], &[true; 4]);
+        assert_eq!(schedule.sums, [2, 3]);
+        assert_eq!((schedule.widest(), schedule.packed()), (2, 6));
+    }
 }

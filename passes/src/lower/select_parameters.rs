@@ -106,7 +106,39 @@ impl Pass for SelectParameters {
     }
 }
 
+/// What the parameters that would be chosen for a graph make of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Verdict {
+    /// Milliseconds, as [`params::cost`] ranks sets.
+    pub(super) cost: f64,
+    /// Root mean square error of an output.
+    pub(super) error: f64,
+    /// What was asked for.
+    goal: f64,
+}
+
+impl Verdict {
+    /// Whether this is the better of two: the cheaper one, if both keep to the goal; else the one that does, or that errs less by more than a little.
+    pub(super) fn beats(&self, other: &Self) -> bool {
+        let near = self.goal.max(A_LITTLE * self.error.min(other.error));
+        match (self.error <= near, other.error <= near) {
+            (true, true) => self.cost < other.cost,
+            (within, _) => within,
+        }
+    }
+}
+
 impl SelectParameters {
+    /// What would be chosen for a lowered graph, by default.
+    pub(super) fn verdict(&self, graph: &Graph, cx: &PassCx, analysis: &Analysis) -> Option<Verdict> {
+        let forecast = Forecast::new(graph, cx, analysis, self.most_extension as u32);
+        let work = work(graph, cx.parameters.polynomial_size.0);
+        let goal = cx.precision.output_error * analysis.sensitivity.output_spread;
+        let most = self.most_cost * params::cost(&Parameters::standard(), &work).max(params::cost(&cx.parameters, &work));
+        let chosen = choose(&self.front(cx, &work), &forecast, goal, most)?;
+        Some(Verdict { cost: chosen.cost, error: chosen.error, goal })
+    }
+
     /// The sets that come into question.
     fn front(&self, cx: &PassCx, work: &Work) -> Vec<Priced> {
         if cx.parameters_fixed {
@@ -141,6 +173,9 @@ fn choose(front: &[Priced], forecast: &Forecast, goal: f64, most: f64) -> Option
         within(NEAR_LEAST * quietest.error).filter(|c| c.cost <= quietest.cost).or(Some(quietest))
     })
 }
+
+/// What two plans may differ in error for the cheaper one to be taken, where neither keeps to the goal.
+const A_LITTLE: f64 = 1.02;
 
 /// What the graph does.
 fn work(graph: &Graph, polynomial_size: usize) -> Work {

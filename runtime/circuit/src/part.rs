@@ -216,4 +216,27 @@ mod tests {
         assert_eq!((part.argument, part.accumulator), (vec![6], vec![8]));
         assert_eq!((part.table_of, part.tables), (vec![0], vec![3, 4]));
     }
+
+    #[test]
+    fn parts_of_external_products_are_whole_sums() {
+        let x = ExternalProduct {
+            dst: Block { start: 10, len: 6 },
+            slots: 2,
+            stride: 4,
+            rotations: 1,
+            terms: vec![2, 0, 3],
+            argument: vec![1, 2, 3, 4, 5],
+            accumulator: vec![6, 7, 8, 9, 6],
+            table_of: vec![0, 1, 1, 0, 1],
+            tables: vec![1, 2, 3, 4],
+        };
+        let whole = Instruction::ExternalProduct(x);
+        assert_eq!((whole.units(), whole.unit_elements(), whole.rotations_before(2), whole.pbs_count()), (3, 2, 2, 5));
+        let Instruction::ExternalProduct(part) = whole.part(1..3, 8) else { unreachable!() };
+        assert_eq!((part.dst, &part.terms), (Block { start: 12, len: 4 }, &vec![0, 3]));
+        assert_eq!((part.argument, part.accumulator), (vec![3, 4, 5], vec![8, 9, 6]));
+        assert_eq!((part.table_of, part.tables), (vec![0, 1, 0], vec![3, 4, 1, 2]));
+        let Instruction::ExternalProduct(part) = whole.part(1..3, 8) else { unreachable!() };
+        assert_eq!(part.sum_of().collect::<Vec<_>>(), [1, 1, 1]);
+    }
 }

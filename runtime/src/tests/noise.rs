@@ -218,6 +218,22 @@ fn the_exact_interval_covers() {
     assert!((0.285..0.286).contains(&low) && (low + high - 1.0).abs() < 1e-9, "{low} {high}");
 }
 
+#[test]
+fn the_conversion_key_has_the_noise_of_the_table() {
+    let p = Parameters::standard().with_external(true);
+    let (client, server) = keys::generate(&ClientBundle { parameters: p, ..bundle() }, None).unwrap();
+    let rows = server.standard_conversion().unwrap();
+    let messages = crate::kernels::external::conversion_messages(client.glwe().as_ref());
+    assert_eq!(rows.glwe_ciphertext_count().0 * p.polynomial_size.0, p.key_words()[3]);
+    let mut errors = Vec::new();
+    for (row, messages) in rows.iter().zip(messages.chunks(p.polynomial_size.0)) {
+        let mut plain = PlaintextListOwned::new(0_u64, PlaintextCount(p.polynomial_size.0));
+        decrypt_glwe_ciphertext(client.glwe(), &row, &mut plain);
+        errors.extend(plain.as_ref().iter().zip(messages).map(|(a, b)| turns(a.wrapping_sub(*b))));
+    }
+    assert_exact("conversion key", &errors, p.big_noise().0);
+}
+
 /// Errors of sums of external products under fresh keys of these parameters, and what is modelled of them.
 fn external_errors(p: Parameters, rotations: usize, sums: usize, terms: usize) -> (Vec<f64>, f64) {
     use thex_circuit::instruction::{Block, ExternalProduct};

@@ -232,3 +232,16 @@ pub fn calibrated() -> Graph {
 pub fn named(graph: &Graph, name: &str) -> NodeId {
     graph.ids().find(|id| graph.node(*id).name == name).unwrap()
 }
+
+/// The same graph with external products: four, in three sums.
+#[allow(dead_code, reason = "not all tests that share this module use it")]
+pub fn summed() -> Graph {
+    let mut graph = placed();
+    let product = named(&graph, "product");
+    if let Op::He(HeOp::LutProduct { argument, accumulator, sums, .. }) = &mut graph.node_mut(product).op {
+        *argument = Arc::new(vec![0, 1, 3, 0]);
+        *accumulator = Arc::new(vec![0, 1, 0, 1]);
+        *sums = Some(Arc::new(vec![2, 1, 1]));
+    }
+    graph
+}
