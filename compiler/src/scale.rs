@@ -19,7 +19,7 @@
 //! the stream of layer l is a map over A = W + l·(W + F) atoms a token, and q, k, v, the hidden elements and what the head reads are A wide or more.
 //!
 //! **External products.** A GGSW of an element of q takes 1, 2 or 4 rotations, and gives its products with all T keys: R·W rotations or so, packs as before. Contexts
-//! likewise with e or v as GGSW, whichever is fewer. So scores and contexts stop growing with T²·d; exponentials are R·T·h either way. The table has
+//! likewise with e or v as GGSW, whichever is fewer. So scores and contexts stop growing with T²·d; exponentials are R·T·h either way. A single row that is read stays with rotations. The table has
 //! [`ROTATIONS`], which the planner takes for BERT-tiny.
 //!
 //! `compiler/tests/scale.rs` holds the formulas to compiled circuits.
@@ -155,7 +155,7 @@ impl Size {
         let (t, w, m) = (self.tokens, self.width, self.slots);
         let q = Product::by_rotation(r * w, t.div_ceil(m), t * w);
         let by_rotation = q.cheaper(Product::by_rotation(t * w, r.div_ceil(m), r * w));
-        let Some([each, _]) = self.external else { return by_rotation };
+        let Some([each, _]) = self.external.filter(|_| r == t) else { return by_rotation };
         let external = Product::external(r * w, each, t * w).cheaper(Product::external(t * w, each, r * w));
         by_rotation.cheaper(external)
     }
@@ -164,7 +164,7 @@ impl Size {
         let (t, w, h, m) = (self.tokens, self.width, self.heads, self.slots);
         let e = Product::by_rotation(r * t * h, (w / h).div_ceil(m), t * w);
         let by_rotation = e.cheaper(Product::by_rotation(t * w, r.div_ceil(m), r * t * h));
-        let Some([_, each]) = self.external else { return by_rotation };
+        let Some([_, each]) = self.external.filter(|_| r == t) else { return by_rotation };
         let external = Product::external(r * t * h, each, t * w).cheaper(Product::external(t * w, each, r * t * h));
         by_rotation.cheaper(external)
     }

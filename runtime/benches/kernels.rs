@@ -1,4 +1,4 @@
-//! The five kernels under the standard parameters, on synthetic keys and all processors: `cargo bench --workspace --bench kernels`.
+//! The six kernels under the standard parameters, on synthetic keys and all processors: `cargo bench --workspace --bench kernels`.
 //!
 //! Full batches, as in a large circuit, and for keyswitch and packing one ciphertext alone, where the key streams from memory for it.
 

@@ -465,7 +465,8 @@ impl ServerKey {
     /// Digest of seeds and bodies, for the identity of a run.
     #[must_use]
     pub fn digest(&self) -> String {
-        let mut seeds = [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
+        let mut seeds =
+            [&self.seeds.keyswitch, &self.seeds.bootstrap, &self.seeds.packing].map(String::as_str).concat();
         seeds.extend(self.seeds.conversion.as_deref());
         digest_words(seeds.as_bytes(), self.words())
     }

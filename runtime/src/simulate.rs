@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use pulp::Arch;
-use rand::{Rng, SeedableRng};
 use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 use thex_circuit::external;
 use thex_circuit::instruction::{ABSENT, ExternalProduct, Keyswitch, Linear, LutProduct, Pack, Pbs};

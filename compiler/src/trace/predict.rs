@@ -158,9 +158,7 @@ impl Model<'_> {
                 let place = group_of[r] * slots + s;
                 let out = encodings.get(place)?.scale;
                 let own = match sums {
-                    Some(_) => {
-                        self.noise.external + self.noise.external_rounding * (factor * source / out).powi(2)
-                    }
+                    Some(_) => self.noise.external + self.noise.external_rounding * (factor * source / out).powi(2),
                     None => {
                         let norm = norms.get(*table_of.get(r)? as usize)?;
                         self.noise.packing * filled * norm + self.noise.bootstrap

@@ -193,10 +193,9 @@ fn keep(phases: &Mutex<Vec<u64>>, start: u32, block: Vec<u64>) {
 fn elements(circuit: &Circuit) -> usize {
     let inputs = circuit.inputs.iter().map(|(_, block)| block.end());
     let written = circuit.instructions.iter().filter_map(|x| match x {
-        Instruction::Linear(_)
-        | Instruction::Pbs(_)
-        | Instruction::LutProduct(_)
-        | Instruction::ExternalProduct(_) => Some(x.destination().end()),
+        Instruction::Linear(_) | Instruction::Pbs(_) | Instruction::LutProduct(_) | Instruction::ExternalProduct(_) => {
+            Some(x.destination().end())
+        }
         Instruction::Keyswitch(_) | Instruction::Pack(_) => None,
     });
     inputs.chain(written).max().unwrap_or(0) as usize

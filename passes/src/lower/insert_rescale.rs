@@ -15,6 +15,8 @@
 //! | argument widened to make equal weights exact | g·(σ_ks² + σ_ms²)·s_out²·(s_out/(w·s_x))² |
 //! | packing noise of a slot | g·σ²·s_y² |
 //! | packing noise between slots, through table P | g·σ²·m·Σ f²·s_y² |
+//! | external products, noise of the GGSWs, over the terms of a sum | g·ε²·s² |
+//! | external products, what the gadget rounds off a slot | g·σ²·s_y² |
 //! | table of a product rounded | E(∂out/∂f)²·s_out²/(12·s_y²), over all slots |
 //! | argument noise (constant) | g·(σ_ks² + σ_ms²)·s² |
 //!

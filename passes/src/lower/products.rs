@@ -2,7 +2,8 @@
 //!
 //! One blind rotation by x multiplies up to m packed values y₁…y_m by f(x). A product `[m,k]·[k,n]` can rotate the
 //! left operand over packs of the right one, or the other way round, with any m: more products share a rotation as
-//! m grows, but x keeps only N/m positions.
+//! m grows, but x keeps only N/m positions. As external products, one to four rotations by x multiply any number of values, and the products of
+//! a result are summed (`runtime/circuit/src/external.rs`): T·W rotations for scores of T tokens in place of T·W·⌈T/m⌉.
 
 use std::collections::BTreeMap;
 
@@ -101,6 +102,78 @@ pub struct Schedule {
     pub sums: Vec<u32>,
 }
 
+/// A product as the rotating operand sees it: x[r, c] multiplies y[c, ·], and adds to out[r, ·].
+struct View<'a> {
+    shape: &'a MatMulShape,
+    rotate: Rotate,
+    x_private: &'a [bool],
+    y_private: &'a [bool],
+    demanded: &'a [bool],
+}
+
+impl View<'_> {
+    fn rows(&self) -> usize {
+        match self.rotate {
+            Rotate::Left => self.shape.m,
+            Rotate::Right => self.shape.n,
+        }
+    }
+
+    fn columns(&self) -> usize {
+        match self.rotate {
+            Rotate::Left => self.shape.n,
+            Rotate::Right => self.shape.m,
+        }
+    }
+
+    fn x(&self, b: usize, r: usize, c: usize) -> usize {
+        match self.rotate {
+            Rotate::Left => self.shape.left(b, r, c),
+            Rotate::Right => self.shape.right(b, c, r),
+        }
+    }
+
+    fn y(&self, b: usize, c: usize, s: usize) -> usize {
+        match self.rotate {
+            Rotate::Left => self.shape.right(b, c, s),
+            Rotate::Right => self.shape.left(b, s, c),
+        }
+    }
+
+    fn out(&self, b: usize, r: usize, s: usize) -> usize {
+        match self.rotate {
+            Rotate::Left => self.shape.out(b, r, s),
+            Rotate::Right => self.shape.out(b, s, r),
+        }
+    }
+
+    fn has_x(&self, b: usize, r: usize, c: usize) -> bool {
+        self.x_private[self.x(b, r, c)]
+    }
+
+    fn has_y(&self, b: usize, c: usize, s: usize) -> bool {
+        self.y_private[self.y(b, c, s)]
+    }
+
+    /// Whether a row has a demanded result in one of these columns.
+    fn wants(&self, b: usize, r: usize, columns: &[usize]) -> bool {
+        columns.iter().any(|&s| self.demanded[self.out(b, r, s)])
+    }
+
+    fn outs(&self, b: usize, r: usize, columns: &[usize]) -> Vec<usize> {
+        columns.iter().map(|&s| self.out(b, r, s)).collect()
+    }
+
+    fn pack(&self, b: usize, c: usize, columns: &[usize]) -> Vec<usize> {
+        columns.iter().map(|&s| self.y(b, c, s)).collect()
+    }
+
+    /// Columns with a demanded result in any row.
+    fn live(&self, b: usize) -> impl Iterator<Item = usize> {
+        (0..self.columns()).filter(move |&s| (0..self.rows()).any(|r| self.wants(b, r, &[s])))
+    }
+}
+
 impl Schedule {
     /// The cheapest schedule under `plan`: only private elements, only demanded results.
     #[must_use]
@@ -111,77 +184,54 @@ impl Schedule {
         right_private: &[bool],
         demanded: &[bool],
     ) -> Self {
-        let (rows, columns) = match plan.rotate {
-            Rotate::Left => (shape.m, shape.n),
-            Rotate::Right => (shape.n, shape.m),
-        };
-        // In the rotating operand's view: x[r, c] rotates packs of y[c, ·].
-        let x_at = |b, r, c| match plan.rotate {
-            Rotate::Left => shape.left(b, r, c),
-            Rotate::Right => shape.right(b, c, r),
-        };
-        let y_at = |b, c, s| match plan.rotate {
-            Rotate::Left => shape.right(b, c, s),
-            Rotate::Right => shape.left(b, s, c),
-        };
-        let out_at = |b, r, s| match plan.rotate {
-            Rotate::Left => shape.out(b, r, s),
-            Rotate::Right => shape.out(b, s, r),
-        };
         let (x_private, y_private) = match plan.rotate {
             Rotate::Left => (left_private, right_private),
             Rotate::Right => (right_private, left_private),
         };
+        let view = View { shape, rotate: plan.rotate, x_private, y_private, demanded };
         let mut schedule = Self::default();
-        if plan.external.is_some() {
-            // All terms of a sum have a column in the same slot.
-            for b in 0..shape.batch {
-                let demanded_at = |s: usize| (0..rows).any(|r| demanded[out_at(b, r, s)]);
-                let live: Vec<usize> = (0..columns)
-                    .filter(|&s| demanded_at(s) && (0..shape.k).any(|c| y_private[y_at(b, c, s)]))
-                    .collect();
-                let wanted = |r: usize| live.iter().any(|&s| demanded[out_at(b, r, s)]);
-                let used = |c: usize| {
-                    live.iter().any(|&s| y_private[y_at(b, c, s)])
-                        && (0..rows).any(|r| wanted(r) && x_private[x_at(b, r, c)])
-                };
-                let first = schedule.packs.len();
-                let terms: Vec<usize> = (0..shape.k).filter(|&c| used(c)).collect();
-                schedule.packs.extend(terms.iter().map(|&c| live.iter().map(|&s| y_at(b, c, s)).collect::<Vec<_>>()));
-                for r in (0..rows).filter(|&r| wanted(r)) {
-                    let out: Vec<usize> = live.iter().map(|&s| out_at(b, r, s)).collect();
-                    let of_row = (first..).zip(&terms).filter(|(_, c)| x_private[x_at(b, r, **c)]);
-                    let of_row: Vec<Rotation> =
-                        of_row.map(|(pack, &c)| Rotation { x: x_at(b, r, c), pack, out: out.clone() }).collect();
-                    if !of_row.is_empty() {
-                        schedule.sums.push(of_row.len() as u32);
-                        schedule.rotations.extend(of_row);
-                    }
-                }
-            }
-            return schedule;
-        }
         for b in 0..shape.batch {
-            for c in 0..shape.k {
-                let live: Vec<usize> = (0..columns)
-                    .filter(|&s| y_private[y_at(b, c, s)] && (0..rows).any(|r| demanded[out_at(b, r, s)]))
-                    .collect();
-                for chunk in live.chunks(plan.slots.max(1)) {
-                    let pack = schedule.packs.len();
-                    let before = schedule.rotations.len();
-                    for r in (0..rows).filter(|&r| x_private[x_at(b, r, c)]) {
-                        if chunk.iter().any(|&s| demanded[out_at(b, r, s)]) {
-                            let out = chunk.iter().map(|&s| out_at(b, r, s)).collect();
-                            schedule.rotations.push(Rotation { x: x_at(b, r, c), pack, out });
-                        }
-                    }
-                    if schedule.rotations.len() > before {
-                        schedule.packs.push(chunk.iter().map(|&s| y_at(b, c, s)).collect());
-                    }
-                }
+            match plan.external {
+                Some(_) => schedule.sum(&view, b),
+                None => schedule.rotate(&view, b, plan.slots),
             }
         }
         schedule
+    }
+
+    /// Products by rotation: each pack has up to so many columns, and each row rotates it.
+    fn rotate(&mut self, view: &View<'_>, b: usize, slots: usize) {
+        for c in 0..view.shape.k {
+            let live: Vec<usize> = view.live(b).filter(|&s| view.has_y(b, c, s)).collect();
+            for chunk in live.chunks(slots.max(1)) {
+                let (pack, before) = (self.packs.len(), self.rotations.len());
+                for r in (0..view.rows()).filter(|&r| view.has_x(b, r, c) && view.wants(b, r, chunk)) {
+                    self.rotations.push(Rotation { x: view.x(b, r, c), pack, out: view.outs(b, r, chunk) });
+                }
+                if self.rotations.len() > before {
+                    self.packs.push(view.pack(b, c, chunk));
+                }
+            }
+        }
+    }
+
+    /// External products: each pack has all columns, each in a slot that is the same for all terms of a sum.
+    fn sum(&mut self, view: &View<'_>, b: usize) {
+        let live: Vec<usize> = view.live(b).filter(|&s| (0..view.shape.k).any(|c| view.has_y(b, c, s))).collect();
+        let rows: Vec<usize> = (0..view.rows()).filter(|&r| view.wants(b, r, &live)).collect();
+        let used = |&c: &usize| live.iter().any(|&s| view.has_y(b, c, s)) && rows.iter().any(|&r| view.has_x(b, r, c));
+        let terms: Vec<usize> = (0..view.shape.k).filter(used).collect();
+        let first = self.packs.len();
+        self.packs.extend(terms.iter().map(|&c| view.pack(b, c, &live)));
+        for r in rows {
+            let before = self.rotations.len();
+            for (pack, &c) in (first..).zip(&terms).filter(|(_, c)| view.has_x(b, r, **c)) {
+                self.rotations.push(Rotation { x: view.x(b, r, c), pack, out: view.outs(b, r, &live) });
+            }
+            if self.rotations.len() > before {
+                self.sums.push((self.rotations.len() - before) as u32);
+            }
+        }
     }
 
     /// Most values in a pack.

@@ -28,8 +28,8 @@ use thex_ir::{Address, Graph, HeOp, NodeId, Op};
 
 use super::budget::{Price, cheapest, least_error, total};
 use super::insert_rescale::{Analysis, Scaling, most_amplitude};
-use super::{CONVERSION, relative_noise, rotations_of};
 use super::solver::{Term, minimise};
+use super::{CONVERSION, relative_noise, rotations_of};
 use crate::error::Result;
 use crate::options::PassOption;
 use crate::params::{self, Grid, Priced, Work};
@@ -134,7 +134,8 @@ impl SelectParameters {
         let forecast = Forecast::new(graph, cx, analysis, self.most_extension as u32);
         let work = work(graph, cx.parameters.polynomial_size.0);
         let goal = cx.precision.output_error * analysis.sensitivity.output_spread;
-        let most = self.most_cost * params::cost(&Parameters::standard(), &work).max(params::cost(&cx.parameters, &work));
+        let most =
+            self.most_cost * params::cost(&Parameters::standard(), &work).max(params::cost(&cx.parameters, &work));
         let chosen = choose(&self.front(cx, &work), &forecast, goal, most)?;
         Some(Verdict { cost: chosen.cost, error: chosen.error, goal })
     }

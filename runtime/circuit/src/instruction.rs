@@ -286,11 +286,7 @@ impl Instruction {
     pub fn pack_count(&self) -> u64 {
         match self {
             Self::Pack(pack) => pack.gather.iter().filter(|&&a| a != ABSENT).count() as u64,
-            Self::Linear(_)
-            | Self::Keyswitch(_)
-            | Self::Pbs(_)
-            | Self::LutProduct(_)
-            | Self::ExternalProduct(_) => 0,
+            Self::Linear(_) | Self::Keyswitch(_) | Self::Pbs(_) | Self::LutProduct(_) | Self::ExternalProduct(_) => 0,
         }
     }
 
@@ -419,7 +415,9 @@ impl Circuit {
             });
             let layer = &mut layers[index];
             match instruction {
-                Instruction::LutProduct(_) | Instruction::ExternalProduct(_) => layer.products += instruction.pbs_count(),
+                Instruction::LutProduct(_) | Instruction::ExternalProduct(_) => {
+                    layer.products += instruction.pbs_count()
+                }
                 _ => layer.pbs += instruction.pbs_count(),
             }
             layer.packs += instruction.pack_count();

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use thex_circuit::clear::ClearGraph;
-use thex_circuit::instruction::{ABSENT, Block, ExternalProduct, Keyswitch, Linear, LutProduct, MAX_EXTENSION, Pack, Pbs, Provenance};
+use thex_circuit::instruction::{
+    ABSENT, Block, ExternalProduct, Keyswitch, Linear, LutProduct, MAX_EXTENSION, Pack, Pbs, Provenance,
+};
 use thex_circuit::{Circuit, ClientBundle, Encoding, Instruction, Interface, Parameters, Port};
 
 mod common;
@@ -203,7 +205,12 @@ fn a_circuit_says_the_oldest_version_that_reads_it() {
     let mut summed = plain.clone();
     summed.parameters = summed.parameters.with_external(true);
     summed.instructions.extend([
-        Instruction::Keyswitch(Keyswitch { dst: Block { start: 0, len: 2 }, domain: 1024, extension: 0, gather: vec![2, 0] }),
+        Instruction::Keyswitch(Keyswitch {
+            dst: Block { start: 0, len: 2 },
+            domain: 1024,
+            extension: 0,
+            gather: vec![2, 0],
+        }),
         Instruction::Pack(Pack { dst: Block { start: 0, len: 1 }, slots: 3, stride: 600, gather: vec![0, ABSENT, 1] }),
         Instruction::ExternalProduct(ExternalProduct {
             dst: Block { start: 3, len: 6 },
@@ -224,7 +231,11 @@ fn a_circuit_says_the_oldest_version_that_reads_it() {
     assert_eq!(version_in(&bundle.to_bytes().unwrap()), b'3');
     let product = |change: fn(&mut ExternalProduct)| {
         let mut changed = summed.clone();
-        changed.instructions.iter_mut().for_each(|x| if let Instruction::ExternalProduct(x) = x { change(x) });
+        changed.instructions.iter_mut().for_each(|x| {
+            if let Instruction::ExternalProduct(x) = x {
+                change(x)
+            }
+        });
         changed.verify().is_ok()
     };
     assert!(product(|_| ()));

@@ -90,12 +90,17 @@ pub(crate) fn conversion_messages(key: &[u64]) -> Vec<u64> {
     messages
 }
 
-/// `out(X) = from(X^power)` modulo X^N + 1, for odd powers.
+/// `out(X) = from(X^power)` modulo X^N + 1, N a power of two, for odd powers.
 fn apply_automorphism(from: &[u64], power: usize, out: &mut [u64]) {
     let size = from.len();
-    for (i, &x) in from.iter().enumerate() {
-        let to = i * power % (2 * size);
-        if to < size { out[to] = x } else { out[to - size] = x.wrapping_neg() }
+    let mut to = 0;
+    for &x in from {
+        if to < size {
+            out[to] = x
+        } else {
+            out[to - size] = x.wrapping_neg()
+        }
+        to = (to + power) & (2 * size - 1);
     }
 }
 
@@ -128,7 +133,6 @@ struct Room {
     transformed: AVec<c64>,
     sums: AVec<c64>,
     image: Vec<u64>,
-    glwe: Vec<u64>,
     row: Vec<u64>,
     buffers: ComputationBuffers,
 }
@@ -145,7 +149,6 @@ impl Room {
             transformed: zeros(most * size / 2),
             sums: zeros(COLUMNS * size / 2),
             image: vec![0; size],
-            glwe: vec![0; COLUMNS * size],
             row: vec![0; COLUMNS * size],
             buffers,
         }
@@ -206,46 +209,71 @@ pub(crate) struct Multiplier<'a> {
 impl Multiplier<'_> {
     /// Writes the samples of each sum to `out`. Sums of ciphertexts are exact, so neither threads nor parts change a bit.
     pub(crate) fn run(&self, x: &Sums<'_>, out: &mut [u64], done: &(dyn Fn(u64) + Sync)) {
-        let (p, fft) = (&self.rotator.parameters, self.rotator.fft);
+        let p = &self.rotator.parameters;
         let glwes: Vec<AVec<c64>> = x.glwes.par_iter().map(|glwe| self.digits_of(glwe)).collect();
         let most = (BATCH / x.rotations).max(1);
         let chunk = balanced_chunk(x.arguments.len(), rayon::current_num_threads(), most);
-        let parts: Vec<Vec<(u32, Vec<u64>)>> = x
-            .arguments
-            .par_chunks(chunk)
-            .enumerate()
-            .map(|(number, arguments)| {
-                let words = x.rotations * p.glwe_words();
-                let mut accumulators = vec![0; arguments.len() * words];
-                for (i, accumulators) in accumulators.chunks_exact_mut(words).enumerate() {
-                    fill_levels(x.tables[number * chunk + i], accumulators, p);
-                }
-                let repeated: Vec<&[u64]> =
-                    arguments.iter().flat_map(|a| std::iter::repeat_n(*a, x.rotations)).collect();
-                self.rotator.turn(&mut accumulators, &repeated, 0);
-                let mut room = Room::new(fft);
-                let mut ggsw = zeros(GADGET.level.0 * COLUMNS * p.glwe_words() / 2);
-                let mut sums: Vec<(u32, Vec<u64>)> = Vec::new();
-                for (i, accumulators) in accumulators.chunks_exact(words).enumerate() {
-                    let product = number * chunk + i;
-                    if sums.last().is_none_or(|(sum, _)| *sum != x.sum_of[product]) {
-                        sums.push((x.sum_of[product], vec![0; p.glwe_words()]));
-                    }
-                    if let Some((_, sum)) = sums.last_mut() {
-                        self.make_ggsw(accumulators, &mut ggsw, &mut room);
-                        self.add_product(&ggsw, &glwes[x.glwe_of[product] as usize], sum, &mut room);
-                    }
-                }
-                done(repeated.len() as u64);
-                sums
-            })
-            .collect();
+        let starts: Vec<usize> = (0..x.arguments.len()).step_by(chunk).collect();
+        let part = |&start: &usize| {
+            let products = start..(start + chunk).min(x.arguments.len());
+            let sums = self.part(x, products.clone(), &glwes);
+            done((products.len() * x.rotations) as u64);
+            sums
+        };
+        let parts: Vec<Vec<(u32, Vec<u64>)>> = starts.par_iter().map(part).collect();
         let words = x.degrees.count * p.big_lwe_size();
         let mut sums = vec![vec![0_u64; p.glwe_words()]; out.len() / words];
         for (sum, part) in parts.iter().flatten() {
             sums[*sum as usize].iter_mut().zip(part).for_each(|(sum, part)| *sum = sum.wrapping_add(*part));
         }
         out.par_chunks_exact_mut(words).zip(&sums).for_each(|(out, sum)| extract(sum, x.degrees, out, p));
+    }
+
+    /// What some products add to their sums.
+    fn part(&self, x: &Sums<'_>, products: Range<usize>, glwes: &[AVec<c64>]) -> Vec<(u32, Vec<u64>)> {
+        let (p, fft) = (&self.rotator.parameters, self.rotator.fft);
+        let mut room = Room::new(fft);
+        let levels = self.levels_of(x, products.clone(), &mut room);
+        let mut ggsw = zeros(GADGET.level.0 * COLUMNS * p.glwe_words() / 2);
+        let mut sums: Vec<(u32, Vec<u64>)> = Vec::new();
+        for (product, levels) in products.zip(levels.chunks_exact(GADGET.level.0 * p.glwe_words())) {
+            if sums.last().is_none_or(|(sum, _)| *sum != x.sum_of[product]) {
+                sums.push((x.sum_of[product], vec![0; p.glwe_words()]));
+            }
+            if let Some((_, sum)) = sums.last_mut() {
+                self.make_ggsw(levels, &mut ggsw, &mut room);
+                self.add_product(&ggsw, &glwes[x.glwe_of[product] as usize], sum, &mut room);
+            }
+        }
+        sums
+    }
+
+    /// For each product and level of the gadget, the most significant first, a GLWE of what is looked up over B^level.
+    fn levels_of(&self, x: &Sums<'_>, products: Range<usize>, room: &mut Room) -> Vec<u64> {
+        let p = &self.rotator.parameters;
+        let (size, words) = (p.polynomial_size.0, p.glwe_words());
+        let arguments = x.arguments[products.clone()].iter();
+        let arguments: Vec<&[u64]> = arguments.flat_map(|a| std::iter::repeat_n(*a, x.rotations)).collect();
+        let mut accumulators = vec![0; arguments.len() * words];
+        for (accumulators, table) in accumulators.chunks_exact_mut(x.rotations * words).zip(&x.tables[products]) {
+            fill_levels(table, accumulators, p);
+        }
+        self.rotator.turn(&mut accumulators, &arguments, 0);
+        accumulators.iter_mut().for_each(|word| *word >>= size.ilog2());
+        // Levels of an accumulator lie at multiples of `apart`: what is between them goes first.
+        let together = GADGET.level.0 / x.rotations;
+        let apart = size / together;
+        self.trace(&mut accumulators, 0..apart.ilog2() as usize, room);
+        let mut levels = vec![0; accumulators.len() * together];
+        for (number, level) in levels.chunks_exact_mut(words).enumerate() {
+            let from = &accumulators[number / together * words..(number / together + 1) * words];
+            for (from, to) in from.chunks_exact(size).zip(level.chunks_exact_mut(size)) {
+                let (mut to, from) = (Polynomial::from_container(to), Polynomial::from_container(from));
+                polynomial_wrapping_monic_monomial_div(&mut to, &from, MonomialDegree(number % together * apart));
+            }
+        }
+        self.trace(&mut levels, apart.ilog2() as usize..size.ilog2() as usize, room);
+        levels
     }
 
     /// Digits of a GLWE, transformed: by level, the least significant first, then by polynomial.
@@ -264,50 +292,41 @@ impl Multiplier<'_> {
         out
     }
 
-    /// The GGSW of what rotated accumulators of [`fill_levels`] have looked up.
-    fn make_ggsw(&self, accumulators: &[u64], ggsw: &mut [c64], room: &mut Room) {
+    /// The GGSW of which these are the levels.
+    fn make_ggsw(&self, levels: &[u64], ggsw: &mut [c64], room: &mut Room) {
         let fft = self.rotator.fft;
-        let (size, levels) = (fft.polynomial_size().0, GADGET.level.0);
-        let mut glwe = std::mem::take(&mut room.glwe);
+        let (size, words) = (fft.polynomial_size().0, COLUMNS * fft.polynomial_size().0);
         let mut row = std::mem::take(&mut room.row);
-        // Levels in an accumulator, and where their values are: at multiples of this.
-        let together = levels * COLUMNS * size / accumulators.len();
-        let shared = (size / together).ilog2() as usize;
-        let mut all: Vec<u64> = accumulators.iter().map(|x| x >> size.ilog2()).collect();
-        all.chunks_exact_mut(COLUMNS * size).for_each(|glwe| self.trace(glwe, 0..shared, room));
-        for level in 0..levels {
-            let (from, place) = (level / together, level % together);
-            let from = &all[from * COLUMNS * size..(from + 1) * COLUMNS * size];
-            for (from, to) in from.chunks_exact(size).zip(glwe.chunks_exact_mut(size)) {
-                let (mut to, from) = (Polynomial::from_container(to), Polynomial::from_container(from));
-                polynomial_wrapping_monic_monomial_div(&mut to, &from, MonomialDegree(place * size / together));
-            }
-            self.trace(&mut glwe, shared..size.ilog2() as usize, room);
+        // Digits start with the least significant level.
+        let places = ggsw.chunks_exact_mut(COLUMNS * words / 2).rev();
+        for (glwe, rows) in levels.chunks_exact(words).zip(places) {
             // The phase of (b, 0) is −b·s, and a·s² comes from the key of s²: −s·(b − a·s) in all.
             row[..size].copy_from_slice(&glwe[size..]);
             row[size..].fill(0);
             self.switch(&glwe[..size], &self.key.square, SQUARE, &mut row, room);
-            let place = (levels - 1 - level) * COLUMNS * COLUMNS * size / 2;
-            let rows = ggsw[place..].chunks_exact_mut(size / 2);
-            for (words, data) in row.chunks_exact(size).chain(glwe.chunks_exact(size)).zip(rows) {
+            let polynomials = row.chunks_exact(size).chain(glwe.chunks_exact(size));
+            for (words, data) in polynomials.zip(rows.chunks_exact_mut(size / 2)) {
                 room.forward_torus(fft, words, data);
             }
         }
-        (room.glwe, room.row) = (glwe, row);
+        room.row = row;
     }
 
-    /// Some stages of the trace. Stage i doubles coefficients of multiples of 2^(i + 1), and clears those that are odd multiples of 2^i.
-    fn trace(&self, glwe: &mut [u64], stages: Range<usize>, room: &mut Room) {
-        let size = glwe.len() / COLUMNS;
+    /// Some stages of the trace of GLWEs, which share a pass over the key. Stage i doubles coefficients of multiples of 2^(i + 1), and clears those of odd
+    /// multiples of 2^i.
+    fn trace(&self, glwes: &mut [u64], stages: Range<usize>, room: &mut Room) {
+        let size = self.rotator.fft.polynomial_size().0;
         let mut image = std::mem::take(&mut room.image);
         let numbers = TRACE.level.0 * COLUMNS * size / 2;
         for stage in stages {
             let rows = &self.key.trace[stage * numbers..(stage + 1) * numbers];
             let power = automorphism_of(stage, size);
-            apply_automorphism(&glwe[size..], power, &mut image);
-            glwe[size..].iter_mut().zip(&image).for_each(|(x, image)| *x = x.wrapping_add(*image));
-            apply_automorphism(&glwe[..size], power, &mut image);
-            self.switch(&image, rows, TRACE, glwe, room);
+            for glwe in glwes.chunks_exact_mut(COLUMNS * size) {
+                apply_automorphism(&glwe[size..], power, &mut image);
+                glwe[size..].iter_mut().zip(&image).for_each(|(x, image)| *x = x.wrapping_add(*image));
+                apply_automorphism(&glwe[..size], power, &mut image);
+                self.switch(&image, rows, TRACE, glwe, room);
+            }
         }
         room.image = image;
     }
@@ -384,11 +403,18 @@ mod tests {
         let mut argument = vec![0; p.lwe_dimension.to_lwe_size().0];
         let big = crate::tests::encrypt_under(&client, &[(64 * 5 + 32) << 52]);
         super::super::switch::keyswitch(&key.keyswitch, p.keyswitch, &[&big[0]], &mut argument);
-        let mut accumulator = vec![0; p.glwe_words()];
-        fill_levels(&table, &mut accumulator, &p);
-        multiplier.rotator.turn(&mut accumulator, &[&argument], 0);
         let (mut room, mut ggsw) = (Room::new(fft.as_view()), zeros(GADGET.level.0 * COLUMNS * p.glwe_words() / 2));
-        multiplier.make_ggsw(&accumulator, &mut ggsw, &mut room);
+        let sums = Sums {
+            rotations: 1,
+            arguments: &[&argument],
+            tables: &[&table],
+            glwes: &[],
+            glwe_of: &[],
+            sum_of: &[],
+            degrees: Degrees { count: 0, stride: 0 },
+        };
+        let levels = multiplier.levels_of(&sums, 0..1, &mut room);
+        multiplier.make_ggsw(&levels, &mut ggsw, &mut room);
         let mut worst = [0.0_f64; 2];
         for (number, row) in ggsw.chunks_exact(p.glwe_words() / 2).enumerate() {
             let mut words = vec![0; p.glwe_words()];

@@ -1,9 +1,9 @@
-//! The five kernels on the processor, each on a batch and each using all threads of the current rayon pool.
+//! The six kernels on the processor, each on a batch and each using all threads of the current rayon pool.
 //!
 //! Keyswitch and packing keyswitch are matrix products (digits of a batch × key), so that a key of tens or
 //! hundreds of megabytes streams from memory once for a batch and not once for a ciphertext; both are exact
 //! and give bit for bit what tfhe's functions give. The blind rotation is tfhe's for key bits one by one, and ours for pairs of them, on
-//! tfhe's transforms.
+//! tfhe's transforms; external products are composed of that and of keyswitches of polynomials.
 
 pub(crate) mod external;
 pub(crate) mod linear;

@@ -244,15 +244,16 @@ fn external_errors(p: Parameters, rotations: usize, sums: usize, terms: usize) -
     // P(x) = 16·(j/64) − 64: wide steps, so that the argument's noise changes nothing.
     let table: Vec<i32> = (0..entries).map(|j| (16 * (j / 64) as i32) / rotations as i32 - 64).collect();
     let count = sums * terms;
-    let step = |t: usize| t * 7 % (8 * rotations);
+    let step = |t: usize| (t * t + 5 * t) % 31 % (8 * rotations);
     let arguments: Vec<u64> = (0..count).map(|t| torus((64 * step(t) + 32) as f64 / (2 * size) as f64)).collect();
     let mut small = vec![0; count * p.lwe_dimension.to_lwe_size().0];
     backend.keyswitch(&views(&encrypt_under(&client, &arguments)), &mut small).unwrap();
     let value = |t: usize, j: usize| (1 + (3 * t + j) % 11) as f64 / 65536.0;
-    let values: Vec<u64> = (0..terms).flat_map(|t| (0..slots).map(move |j| torus(value(t, j)))).collect();
+    // A GLWE for each term: what the gadget rounds off it is common to all that it is multiplied by.
+    let values: Vec<u64> = (0..count).flat_map(|t| (0..slots).map(move |j| torus(value(t, j)))).collect();
     let lwes = encrypt_under(&client, &values);
     let stride = size / slots;
-    let mut glwes = vec![0; terms * p.glwe_words()];
+    let mut glwes = vec![0; count * p.glwe_words()];
     let inputs: Vec<Option<&[u64]>> = lwes.iter().map(|lwe| Some(lwe.as_slice())).collect();
     backend.pack(&inputs, slots, stride, &mut glwes).unwrap();
     let instruction = ExternalProduct {
@@ -262,13 +263,13 @@ fn external_errors(p: Parameters, rotations: usize, sums: usize, terms: usize) -
         rotations: rotations as u32,
         terms: vec![terms as u32; sums],
         argument: (0..count as u32).collect(),
-        accumulator: (0..count).map(|t| (t % terms) as u32).collect(),
+        accumulator: (0..count as u32).collect(),
         table_of: vec![0; count],
         tables: table.clone(),
     };
     let products = ExternalProducts {
         arguments: small.chunks(p.lwe_dimension.to_lwe_size().0).collect(),
-        glwes: (0..count).map(|t| &glwes[t % terms * p.glwe_words()..(t % terms + 1) * p.glwe_words()]).collect(),
+        glwes: glwes.chunks(p.glwe_words()).collect(),
         instruction: &instruction,
     };
     let mut out = vec![0; sums * slots * p.big_lwe_size()];
@@ -279,7 +280,7 @@ fn external_errors(p: Parameters, rotations: usize, sums: usize, terms: usize) -
         .enumerate()
         .map(|(i, y)| {
             let (sum, slot) = (i / slots, i % slots);
-            let exact: f64 = (0..terms).map(|t| factor(sum * terms + t) * value(t, slot)).sum();
+            let exact: f64 = (sum * terms..(sum + 1) * terms).map(|t| factor(t) * value(t, slot)).sum();
             turns(y.wrapping_sub(torus(exact)))
         })
         .collect();

@@ -173,7 +173,8 @@ pub(super) fn slots_share_a_table(view: &View<'_>, findings: &mut Findings<'_>) 
         let sources = view.operands(pack);
         let unequal = accumulator.iter().enumerate().filter(|(rotation, p)| {
             let packed = gather.chunks((*slots).max(1)).nth(**p as usize).unwrap_or(&[]);
-            let products = outputs.chunks((*slots).max(1)).nth(group_of.get(*rotation).copied().unwrap_or(0)).unwrap_or(&[]);
+            let products =
+                outputs.chunks((*slots).max(1)).nth(group_of.get(*rotation).copied().unwrap_or(0)).unwrap_or(&[]);
             let filled = packed.iter().zip(products).filter(|(a, _)| **a != Address::ABSENT);
             let gains: Vec<f64> = filled.map(|(a, e)| scale_of(view, sources, *a) / e.scale).collect();
             gains.iter().any(|g| (g / gains[0] - 1.0).abs() > SLACK)

@@ -1,9 +1,9 @@
 //! V008 to V011: homomorphic operations are well formed.
 
-use thex_circuit::external;
 use super::{Findings, View, is_lwe};
 use crate::graph::NodeId;
 use crate::he::{Address, Domain, HeLinear, HeOp, Purpose};
+use thex_circuit::external;
 
 /// V008: addresses lie within LWE-valued operands; [`Address::ABSENT`] only in packs and linear maps.
 pub(super) fn addresses(view: &View<'_>, findings: &mut Findings<'_>) {
