@@ -16,7 +16,7 @@ use ndarray::Array2;
 use thex_circuit::params::Decomposition;
 use thex_circuit::{Parameters, external};
 use thex_ir::graph::Ranges;
-use thex_ir::he::{Domain, Purpose, sum_of_products};
+use thex_ir::he::{Domain, Purpose};
 use thex_ir::{Address, ClearOp, Facts, Graph, HeLinear, HeOp, LookUp, Node, NodeId, Op, Stage, UnaryChain};
 
 use super::affine::{Atom, Elem, MatrixCache, Sum, combine, hash_of, with_lines};
@@ -881,7 +881,6 @@ impl Lowering<'_> {
     ) -> (NodeId, NodeId, NodeId) {
         let mut wanted = vec![false; self.elems[&x].len()];
         schedule.rotations.iter().for_each(|r| wanted[r.x] = true);
-        let summed = !schedule.sums.is_empty();
         let external = self.plans.products.get(&id).and_then(|p| p.external);
         let positions = external.map_or(self.size / slots, |rotations| external::entries(self.size, rotations));
         let keyswitch = self.argument(x, positions, None, &wanted);
@@ -894,13 +893,9 @@ impl Lowering<'_> {
             })
             .collect();
         let (pack, pack_ranges) = self.pack(y, slots, schedule);
-        let mut ranges = Vec::with_capacity(schedule.rotations.len() * slots);
-        let group_of =
-            sum_of_products(schedule.rotations.len(), summed.then(|| Arc::new(schedule.sums.clone())).as_ref());
-        for (r, rotation) in schedule.rotations.iter().enumerate() {
-            if r > 0 && group_of[r] == group_of[r - 1] {
-                continue;
-            }
+        let leaders = schedule.leaders();
+        let mut ranges = Vec::with_capacity(leaders.len() * slots);
+        for rotation in &leaders {
             let packed = &pack_ranges[rotation.pack * slots..(rotation.pack + 1) * slots];
             ranges.extend(self.product_ranges(id, rotation, packed));
         }
@@ -909,16 +904,13 @@ impl Lowering<'_> {
             argument: Arc::new(schedule.rotations.iter().map(|r| number[r.x] as u32).collect()),
             accumulator: Arc::new(schedule.rotations.iter().map(|r| r.pack as u32).collect()),
             slots,
-            sums: summed.then(|| Arc::new(schedule.sums.clone())),
+            sums: (!schedule.sums.is_empty()).then(|| Arc::new(schedule.sums.clone())),
         };
         let product = self.add(id, "product", op, &ranges, &[keyswitch, pack]);
-        for (r, rotation) in schedule.rotations.iter().enumerate() {
-            if r > 0 && group_of[r] == group_of[r - 1] {
-                continue;
-            }
-            let atom = |slot: usize| Atom { node: product, index: (group_of[r] * slots + slot) as u32 };
+        for (group, rotation) in leaders.iter().enumerate() {
             for (slot, &out) in rotation.out.iter().enumerate() {
-                sums[out].1.push((1.0, Elem::Atom(atom(slot))));
+                let atom = Atom { node: product, index: (group * slots + slot) as u32 };
+                sums[out].1.push((1.0, Elem::Atom(atom)));
             }
         }
         (keyswitch, pack, product)

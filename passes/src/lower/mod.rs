@@ -63,7 +63,7 @@ pub fn relative_noise(parameters: &Parameters, domain: Domain) -> f64 {
     NoiseModel::new(parameters).extended_argument(domain.extension) / usable(parameters, domain).powi(2)
 }
 
-/// What making a GGSW costs beside its rotations, and multiplying by it, in rotations.
+/// What making a GGSW costs beside its rotations, and multiplying by it, in rotations: with room, since 0.4 ms beside 5.2 of a rotation of three levels were measured.
 pub(crate) const CONVERSION: f64 = 0.2;
 
 /// Blind rotations of a look-up or product of a lowered graph, in a ring of this size; 0 for any other node.

@@ -234,6 +234,18 @@ impl Schedule {
         }
     }
 
+    /// The first rotation of each group of outputs: of each sum, whose rotations all have the same outputs, or every rotation.
+    #[must_use]
+    pub fn leaders(&self) -> Vec<&Rotation> {
+        let mut start = 0;
+        let first = |&terms: &u32| {
+            let first = &self.rotations[start];
+            start += terms as usize;
+            first
+        };
+        if self.sums.is_empty() { self.rotations.iter().collect() } else { self.sums.iter().map(first).collect() }
+    }
+
     /// Most values in a pack.
     #[must_use]
     pub fn widest(&self) -> usize {
@@ -308,6 +320,7 @@ mod tests {
         let plan = ProductPlan { rotate: Rotate::Left, slots: 1, external: Some(2) };
         let schedule = Schedule::new(&shape, plan, &left, &[true; 6], &[true; 4]);
         assert_eq!(schedule.sums, [2, 3]);
+        assert_eq!(schedule.leaders(), [&schedule.rotations[0], &schedule.rotations[2]]);
         assert_eq!((schedule.widest(), schedule.packed()), (2, 6));
     }
 }

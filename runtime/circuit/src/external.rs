@@ -1,8 +1,9 @@
 //! Products by external products: what compiler, keys and kernels must agree on.
 //!
-//! A GGSW of f(x) is made of one blind rotation by x (Wang et al., "Circuit Bootstrapping: Faster and Smaller", EUROCRYPT 2024), and multiplies GLWEs of as
-//! many values as there are. Its noise is modelled in [`NoiseModel`](crate::NoiseModel). The decompositions are constants: they were chosen so that what the
-//! conversion adds lies below what the rotation's own noise becomes, for tables of up to 8 bits.
+//! A GGSW of f(x) is made of one to four blind rotations by x (Wang et al., "Circuit Bootstrapping: Faster and Smaller", EUROCRYPT 2024), and multiplies GLWEs of as
+//! many values as there are. Its noise is modelled in [`NoiseModel`](crate::NoiseModel). The decompositions are constants: with them
+//! what the conversion adds lies below what the noise of rotations of two to four levels becomes (`runtime/circuit/src/noise.rs` has a test), and the gadget rounds
+//! as much off as three levels make noise where the table has 85 (2^-20.8 for each unit, 2^-14.4).
 
 use crate::params::Decomposition;
 
@@ -21,7 +22,7 @@ pub const ROTATIONS: [usize; 3] = [1, 2, 4];
 /// Entries of a table, and positions of an argument's domain, in a ring of this size, where a GGSW takes so many rotations.
 #[must_use]
 pub const fn entries(polynomial_size: usize, rotations: usize) -> usize {
-    polynomial_size * rotations / GADGET.level.0
+    polynomial_size.saturating_mul(rotations) / GADGET.level.0
 }
 
 /// How many rotations a GGSW takes where arguments have so many positions; `None` if no number gives that.

@@ -206,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn external_products_have_the_noise_of_their_rotations() {
+        let log2_sd = |variance: f64| 0.5 * variance.log2();
+        for (base, level, deviation) in [(15, 2, -11.3), (12, 3, -14.4), (9, 4, -16.7)] {
+            let p = Parameters { bootstrap: Decomposition::new(base, level), ..Parameters::standard() };
+            let noise = NoiseModel::new(&p);
+            println!(
+                "{:.2} {:.2} {:.2}",
+                log2_sd(noise.bootstrap),
+                log2_sd(noise.external),
+                log2_sd(noise.external_rounding)
+            );
+            assert!((log2_sd(noise.external) - deviation).abs() < 0.1, "{}", log2_sd(noise.external));
+            // Without the conversion's own part, which is the lesser one.
+            let levels = GADGET.level.0 as f64 * digit(GADGET) * (1.0 + p.polynomial_size.0 as f64 / 2.0);
+            assert!(noise.external < 2.0 * levels * noise.bootstrap);
+        }
+    }
+
+    #[test]
     fn rounding_of_the_decomposition_is_what_coarse_ones_consist_of() {
         for (base, level) in [(7, 2), (5, 3)] {
             let p = Parameters { bootstrap: Decomposition::new(base, level), ..Parameters::standard().ungrouped() };
